@@ -1,0 +1,1 @@
+"""Scaled dot product attention over heads in place, without transposed copies."""

@@ -1,0 +1,102 @@
+"""How one attention call is cut into blocks: sizes, and nothing that emits code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..tir.isa import Isa
+from ..tir.kernel import TensorSpec
+
+_KEYS = 128  # keys in a block if there are enough: their scores stay in the first-level cache
+_LARGE = 128  # queries in a block at most
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of one kernel.
+
+    Attributes:
+        batch, heads, dim, queries, keys: the problem.
+        lanes: fp32 values in a vector; a vector holds one key's scores for that many queries.
+        block_q: queries a worker takes at a time, a multiple of ``strip``.
+        block_k: keys scored at a time.
+        threads: workers.
+    """
+
+    batch: int
+    heads: int
+    dim: int
+    queries: int
+    keys: int
+    lanes: int
+    block_q: int
+    block_k: int
+    threads: int
+
+    @property
+    def strip(self) -> int:
+        """Queries handled together in registers: two vectors."""
+        return 2 * self.lanes
+
+    @property
+    def blocks_q(self) -> int:
+        """Query blocks of one head."""
+        return -(-self.queries // self.block_q)
+
+    @property
+    def blocks_k(self) -> int:
+        """Key blocks of one head."""
+        return -(-self.keys // self.block_k)
+
+    @property
+    def tasks(self) -> int:
+        """Independent pieces of work."""
+        return self.batch * self.heads * self.blocks_q
+
+    @property
+    def padded_keys(self) -> int:
+        """Keys rounded up to whole blocks."""
+        return self.blocks_k * self.block_k
+
+
+def _round(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def plan(q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa, step: int, nbytes: int) -> Plan:
+    """Block sizes for a call.
+
+    Args:
+        q: spec of the queries.
+        keys: number of keys.
+        heads: number of heads.
+        dim: size of one head.
+        isa: instruction-set path.
+        step: a key block is a multiple of this many keys.
+        nbytes: bytes in which an element of k and v is held.
+    """
+    batch, queries, _ = q.shape
+    # Equal key blocks waste the least padding.
+    block_k = _round(-(-keys // -(-keys // _KEYS)), step)
+    strip = 2 * isa.lanes
+    # Every query block reads all keys and values of its head. Where they do not stay in the
+    # second-level cache, larger query blocks read them fewer times.
+    block_q = 2 * strip
+    if 2 * keys * dim * nbytes > isa.l2 // 2:
+        while block_q < _LARGE and 4 * block_q * 2 * (2 * dim + block_k) <= isa.l2:
+            block_q *= 2
+
+    def rounds(block: int) -> int:
+        """Strips the busiest worker passes."""
+        tasks = batch * heads * -(-queries // block)
+        return -(-tasks // isa.threads) * (block // strip)
+
+    while block_q > strip and rounds(block_q // 2) * 16 <= rounds(block_q) * 15:
+        block_q //= 2
+    return Plan(batch, heads, dim, queries, keys, isa.lanes, block_q, block_k, max(isa.threads, 1))
+
+
+def vector_width(dim: int, lanes: int) -> int:
+    """The widest vector that divides a head."""
+    return math.gcd(dim, lanes)

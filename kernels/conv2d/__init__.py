@@ -1,0 +1,1 @@
+"""Two-dimensional convolution on channels-last maps, with its neighbours absorbed."""

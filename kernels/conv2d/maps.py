@@ -1,0 +1,183 @@
+"""A convolution's input rewritten so that every tap is a matrix product over plain rows.
+
+Inputs are concatenated, normalised, activated, enlarged, padded with zeros and converted. Pixels
+whose coordinates leave different remainders by the stride go to different planes, so that the
+pixels one tap needs for an output row are neighbours whatever the stride.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from ..tir.gemm import Depth, Rows
+from ..tir.layout import Layout
+from ..tir.math import ACTIVATIONS
+from ..tir.memory import load
+
+Expr = Any
+Buffer = Any
+
+
+@dataclass(frozen=True)
+class Map:
+    """Geometry of the rewritten input, ``[image][phase][rows][pitch][row]``.
+
+    Attributes:
+        images: how many.
+        height: rows of the inputs.
+        width: pixels of a row of the inputs.
+        channels: of every input.
+        scale: 2 where every pixel is repeated 2×2, else 1.
+        padding: zeros at top, bottom, left, right.
+        stride: rows, columns.
+        dilation: rows, columns.
+        kernel: taps down and across.
+        padded: all channels, and zeros up to the micro-kernel's step.
+        planes: elements that stand for one value.
+    """
+
+    images: int
+    height: int
+    width: int
+    channels: tuple[int, ...]
+    scale: int
+    padding: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    kernel: tuple[int, int]
+    padded: int
+    planes: int
+
+    @property
+    def row(self) -> int:
+        """Elements of a pixel."""
+        return self.padded * self.planes
+
+    @property
+    def rows(self) -> int:
+        """Pixel rows of a phase."""
+        top, bottom, _, _ = self.padding
+        return -(-(self.height * self.scale + top + bottom) // self.stride[0])
+
+    @property
+    def pitch(self) -> int:
+        """Pixels of a row of a phase."""
+        _, _, left, right = self.padding
+        return -(-(self.width * self.scale + left + right) // self.stride[1])
+
+    @property
+    def image(self) -> int:
+        """Pixels of an image in all its phases."""
+        return self.stride[0] * self.stride[1] * self.rows * self.pitch
+
+    def elements(self, slack: int) -> int:
+        """Size, with that many pixels after the end for groups that run over it."""
+        return (self.images * self.image + slack) * self.row
+
+    def output(self, height: int, width: int) -> Rows:
+        """The rows of a product that yields ``height × width`` pixels an image."""
+        return Rows(self.images, height, width, self.pitch, self.image, exact=False)
+
+    def pixel(self, y: Expr, x: Expr) -> Expr:
+        """Pixel index, within an image, of a row and column of the padded map."""
+        down, across = self.stride
+        phase = T.floormod(y, down) * across + T.floormod(x, across)
+        return (phase * self.rows + T.floordiv(y, down)) * self.pitch + T.floordiv(x, across)
+
+    def tap(self, ky: Expr, kx: Expr) -> Expr:
+        """Element offset of a tap from the pixel its output stands at."""
+        return self.pixel(ky * self.dilation[0], kx * self.dilation[1]) * self.row
+
+    def depth(self) -> Depth:
+        """K in runs: taps of a row together where they are neighbours in memory."""
+        down, across = self.kernel
+        if across == 1 or (self.stride[1] == 1 and self.dilation[1] == 1):
+            return Depth(down, across * self.padded, lambda run: self.tap(run, 0))
+        return Depth(
+            down * across,
+            self.padded,
+            lambda run: self.tap(T.floordiv(run, across), T.floormod(run, across)),
+        )
+
+
+def write(
+    layout: Layout,
+    shape: Map,
+    inputs: Sequence[Buffer],
+    out: Buffer,
+    *,
+    gain: Buffer | None,
+    offset: Buffer | None,
+    activation: str,
+) -> None:
+    """Emit the loop that fills a map.
+
+    Args:
+        layout: of one pixel's channels.
+        shape: of the map.
+        inputs: flat buffers ``[image][y][x][channel]``.
+        out: flat buffer of the map.
+        gain: flat fp32 ``[image][channel]``: what normalisation multiplies by, or None.
+        offset: the same for what it adds.
+        activation: name of an activation, applied after the normalisation.
+    """
+    top, _, left, _ = shape.padding
+    height, width = shape.height * shape.scale, shape.width * shape.scale
+    across = shape.pitch * shape.stride[1]
+    down = shape.rows * shape.stride[0]
+    total = sum(shape.channels)
+
+    def pixel(image: Expr, y: Expr, x: Expr) -> Expr:
+        return T.bind((image * shape.image + shape.pixel(y, x)) * shape.row)
+
+    def blank(image: Expr, y: Expr, start: int, stop: int) -> None:
+        if stop > start:
+            with T.serial(stop - start) as x:
+                layout.zeros(out, pixel(image, y, x + start), shape.row)
+
+    def fill(image: Expr, y: Expr) -> None:
+        source_y = T.floordiv(y - top, shape.scale)
+        with T.serial(width) as x:
+            target = pixel(image, y, x + left)
+            first = 0
+            source = (image * shape.height + source_y) * shape.width + T.floordiv(x, shape.scale)
+            source = T.bind(source)
+            for buffer, channels in zip(inputs, shape.channels, strict=True):
+                part(buffer, T.bind(source * channels), image, target, first, channels)
+                first += channels
+            if shape.padded > total:
+                with T.serial(shape.padded - total) as c:
+                    layout.store(out, target, c + total, T.float32(0), 1)
+
+    def part(
+        buffer: Buffer, source: Expr, image: Expr, target: Expr, first: int, channels: int
+    ) -> None:
+        def one(c: Expr, lanes: int) -> None:
+            v = load(buffer, [source + c], lanes)
+            if gain is not None:
+                at = image * total + first + c
+                v = v * load(gain, [at], lanes) + load(offset, [at], lanes)
+            layout.store(out, target, c + first, ACTIVATIONS[activation](v, lanes), lanes)
+
+        lanes = layout.isa.lanes if layout.aligned(first, layout.isa.lanes) else 1
+        whole, rest = divmod(channels, lanes)
+        if whole:
+            with T.serial(whole) as v:
+                one(v * lanes, lanes)
+        if rest:
+            with T.serial(rest) as i:
+                one(whole * lanes + i, 1)
+
+    with T.parallel(shape.images * down) as task:
+        image, y = T.bind(T.floordiv(task, down)), T.bind(T.floormod(task, down))
+        with T.If(T.And(y >= top, y < top + height)):
+            with T.Then():
+                blank(image, y, 0, left)
+                fill(image, y)
+                blank(image, y, left + width, across)
+            with T.Else():
+                blank(image, y, 0, across)

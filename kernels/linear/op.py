@@ -1,0 +1,86 @@
+"""The ``zoomc::linear`` and ``zoomc::matmul`` operators: schema, cost and reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..activation import ACTIVATIONS
+from ..operator import operator
+
+
+def _linear_flops(args: Mapping[str, Any]) -> int:
+    return 2 * args["x"].shape[:-1].numel() * args["weight"].numel()
+
+
+@operator(
+    "linear(Tensor x, Tensor weight, Tensor? bias=None, *, bool norm=False,"
+    " Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=1e-05,"
+    ' str pre_activation="none", str activation="none", Tensor? residual=None) -> Tensor',
+    flops=_linear_flops,
+)
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    norm: bool = False,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    norm_eps: float = 1e-5,
+    pre_activation: str = "none",
+    activation: str = "none",
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Layer norm, activate, multiply, activate and add, in that order.
+
+    Args:
+        x: ``(..., K)``.
+        weight: ``(N, K)``; with ``activation="geglu"`` the first ``N / 2`` rows give the value
+            and the rest the gate.
+        bias: ``(N,)``.
+        norm: whether a layer norm over the last axis comes first.
+        norm_weight: ``(K,)`` gain of the norm.
+        norm_bias: ``(K,)`` offset of the norm.
+        norm_eps: added to the variance.
+        pre_activation: a name of :data:`ACTIVATIONS`, applied to ``x`` after the norm.
+        activation: a name of :data:`ACTIVATIONS`, or ``"geglu"``: value × gelu(gate).
+        residual: the result's shape, added last.
+
+    Returns:
+        ``(..., N)``, or ``(..., N / 2)`` with geglu; dense, in the dtype of ``x``.
+    """
+    if norm:
+        x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
+    y = F.linear(ACTIVATIONS[pre_activation](x), weight, bias)
+    if activation == "geglu":
+        value, gate = y.chunk(2, dim=-1)
+        y = value * F.gelu(gate)
+    else:
+        y = ACTIVATIONS[activation](y)
+    if residual is not None:
+        y = y + residual
+    return y.clone(memory_format=torch.contiguous_format)
+
+
+def _matmul_flops(args: Mapping[str, Any]) -> int:
+    a, b = args["a"], args["b"]
+    batch = math.prod(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
+    columns = b.shape[-2] if args["transpose_b"] else b.shape[-1]
+    return 2 * batch * a.shape[-2] * a.shape[-1] * columns
+
+
+@operator(
+    "matmul(Tensor a, Tensor b, *, bool transpose_b=False) -> Tensor",
+    flops=_matmul_flops,
+)
+def matmul(a: torch.Tensor, b: torch.Tensor, *, transpose_b: bool = False) -> torch.Tensor:
+    """Batched product of two activations: ``(..., M, K) @ (..., K, N)``.
+
+    ``b`` is ``(..., N, K)`` when ``transpose_b``; leading axes broadcast as in torch.
+    """
+    return torch.matmul(a, b.mT if transpose_b else b).contiguous()

@@ -1,0 +1,145 @@
+"""CPU kernels of ``zoomc::linear`` (and, by :mod:`.matmul`, of ``zoomc::matmul``)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ..tir import convert, normalise
+from ..tir.epilogue import Epilogue
+from ..tir.gemm import Depth, Product, Rows
+from ..tir.isa import Isa
+from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
+from ..tir.key import call_key
+from ..tir.layout import Layout, decode_split
+from ..tir.micro import micro as choose
+from ..tir.pack import (
+    column_operand,
+    pack_columns,
+    pack_panels,
+    panel_count,
+    panel_operand,
+    round_up,
+)
+from ..tir.primfunc import check_sizes, prim_func
+from . import matmul  # noqa: F401 - registers its lowering
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@lowers("zoomc::linear")
+def linear(call: Call, isa: Isa) -> Kernel:
+    """One product over the rows of the flattened input.
+
+    Raises:
+        Unsupported: dtypes other than fp32, bf16, fp16, or mixed; empty tensors.
+    """
+    x, weight, bias, residual = (call[n] for n in ("x", "weight", "bias", "residual"))
+    dtype = x.spec.dtype
+    tensors = [v for v in call.args.values() if isinstance(v, Value)]
+    if dtype not in _DTYPES or {v.spec.dtype for v in (x, weight)} != {dtype}:
+        raise Unsupported(f"linear of {dtype} by {weight.spec.dtype}")
+    check_sizes([*(v.spec for v in tensors), call.out])
+    columns, k = weight.spec.shape
+    count = x.spec.numel // k
+    gated = call["activation"] == "geglu"
+    micro = choose(isa, dtype, count)
+    depth_k = round_up(k, micro.kstep)
+    prepared = (
+        call["norm"]
+        or call["pre_activation"] != "none"
+        or k % micro.kstep != 0
+        or count < micro.rows
+        or (micro.a, micro.planes) != ("float32" if dtype is torch.float32 else "uint16", 1)
+        or dtype is torch.float16
+    )
+    pitch = depth_k * micro.planes
+    rows = Rows(1, 1, count, count, count, exact=not prepared)
+    depth = Depth(1, depth_k, lambda run: 0)
+    panels = panel_count(columns, micro, gated)
+    product = Product.of(isa, micro, rows, depth, pitch, panels)
+
+    operands: dict[str, Operand] = {"x": Operand((x,))}
+    scratch: dict[str, TensorSpec] = {}
+    if weight.constant:
+        operands["panels"] = panel_operand(weight, micro, depth_k, gated)
+    else:
+        operands["weight"] = Operand((weight,))
+        scratch["panels"] = TensorSpec((panels * depth_k * micro.columns,), micro.panel)
+    if bias is not None and bias.constant:
+        operands["columns"] = column_operand(bias, micro, gated)
+    elif bias is not None:
+        operands["bias"] = Operand((bias,))
+        scratch["columns"] = TensorSpec((panels * micro.columns,), torch.float32)
+    for name in ("norm_weight", "norm_bias"):
+        if call["norm"] and call[name] is not None:
+            operands[name] = Operand((call[name],))
+    if residual is not None:
+        operands["residual"] = Operand((residual,))
+    if prepared:
+        a_dtype = torch.float32 if micro.a == "float32" else torch.bfloat16
+        scratch["a"] = TensorSpec((round_up(count, micro.rows) * pitch,), a_dtype)
+    work = product.scratch()
+
+    def body(buffers: list[Any]) -> None:
+        named = dict(zip([*operands, "out", *scratch], buffers, strict=False))
+        if "weight" in named:
+            pack_panels(
+                isa,
+                micro,
+                named["weight"],
+                named["panels"],
+                columns=columns,
+                depth=k,
+                runs=1,
+                channels=depth_k,
+                address=lambda matrix, column, run, c: column * k + c,
+                gated=gated,
+            )
+        if "bias" in named:
+            pack_columns(named["bias"], named["columns"], columns, micro, gated)
+        if prepared:
+            normalise.rows(
+                Layout(isa, micro.planes),
+                named["x"],
+                named["a"],
+                count=count,
+                channels=k,
+                pitch=pitch,
+                norm=call["norm"],
+                gain=named.get("norm_weight"),
+                offset=named.get("norm_bias"),
+                eps=call["norm_eps"],
+                activation=call["pre_activation"],
+            )
+        epilogue = Epilogue(
+            isa,
+            micro,
+            call.out.shape[-1],
+            named["out"],
+            bias=named.get("columns"),
+            activation=call["activation"],
+            residual=named.get("residual"),
+        )
+        product.emit(
+            named["a"] if prepared else named["x"],
+            named["panels"],
+            buffers[-len(work) :],
+            decode_split if micro.decoded else None,
+            epilogue,
+        )
+
+    specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
+    absorbed = [call["activation"]] if call["activation"] != "none" else []
+    return Kernel(
+        "_".join(["linear", *(["norm"] if call["norm"] else []), *absorbed]),
+        call_key(call, isa),
+        lambda: prim_func(specs, [*convert.texts(isa), product.micro.text], body),
+        tuple(operands.values()),
+        call.out,
+        (*scratch.values(), *work),
+        flops=2 * count * columns * k,
+        notes={"micro": product.micro.name, **dataclasses.asdict(product.plan)},
+    )

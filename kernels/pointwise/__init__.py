@@ -1,0 +1,1 @@
+"""Everything between the anchors: pointwise chains, reductions and data movement."""

@@ -1,0 +1,1 @@
+"""What the TVM code generators share: instruction sets, vector code, the kernel contract."""

@@ -1,0 +1,20 @@
+"""What identifies a kernel's code."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from .isa import Isa
+from .kernel import Call, Value
+
+
+def call_key(call: Call, isa: Isa) -> Hashable:
+    """What determines a kernel's code: the call without its values, and the path."""
+
+    def strip(x: Any) -> Hashable:
+        if isinstance(x, Value):
+            return x.spec, x.constant
+        return tuple(map(strip, x)) if isinstance(x, (list, tuple)) else x
+
+    return call.op, isa, tuple((name, strip(x)) for name, x in sorted(call.args.items())), call.out
