@@ -1,0 +1,21 @@
+"""Shared by all tests: no leftovers from the environment, a fresh Dynamo for every test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# A user's own settings must not change what is tested.
+for _name in [name for name in os.environ if name.startswith("ZOOMC_")]:
+    del os.environ[_name]
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    """Compiled code and its recompile counts do not carry over."""
+    import torch
+
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
