@@ -1,0 +1,110 @@
+"""Weights and everything computed from weights alone: evaluated, packed, shared, refreshed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..kernels.tir.kernel import Operand
+
+#: Gives the current tensor of a weight's attribute, None for any other attribute.
+Weights = Callable[[str], torch.Tensor | None]
+
+
+def constant_nodes(gm: fx.GraphModule) -> set[fx.Node]:
+    """Nodes the passes marked as computed from weights alone, and the weights themselves."""
+    return {node for node in gm.graph.nodes if node.op == "get_attr" or node.meta.get("constant")}
+
+
+def fingerprint(node: fx.Node) -> Hashable:
+    """What a constant node computes, by structure, so that graph variants share its value."""
+    if node.op == "get_attr":
+        weight = node.meta.get("weight")
+        return weight or ("constant", id(attribute(node)))
+
+    def leaf(x: Any) -> Hashable:
+        if isinstance(x, fx.Node):
+            return fingerprint(x)
+        if isinstance(x, (list, tuple)):
+            return tuple(map(leaf, x))
+        return repr(x)
+
+    arguments = (leaf(node.args), tuple((k, leaf(v)) for k, v in sorted(node.kwargs.items())))
+    return (str(node.target), *arguments)
+
+
+def attribute(node: fx.Node) -> torch.Tensor:
+    """The tensor a ``get_attr`` node names in its graph module."""
+    return getattr(node.graph.owning_module, str(node.target))  # type: ignore[no-any-return]
+
+
+class Constants:
+    """Packed constants, one copy each, shared by every variant that needs them.
+
+    Nothing is evaluated before it is asked for, and intermediate results are dropped at once:
+    packing a model never holds more than the model, the packed copy and the layer at hand.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        """``weights`` gives the current tensor of a weight."""
+        self._weights = weights
+        self._packed: weakref.WeakValueDictionary[Hashable, torch.Tensor] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def evaluate(self, node: fx.Node) -> torch.Tensor:
+        """The value of a constant node, computed in eager."""
+        values: dict[fx.Node, Any] = {}
+        for needed in _ancestors(node):
+            if needed.op == "get_attr":
+                weight = self._weights(str(needed.target))
+                values[needed] = (attribute(needed) if weight is None else weight).detach()
+            else:
+                args, kwargs = fx.map_arg((needed.args, needed.kwargs), values.__getitem__)
+                with torch.no_grad():
+                    values[needed] = needed.target(*args, **kwargs)  # type: ignore[operator]
+        return values[node]
+
+    def packed(self, operand: Operand) -> torch.Tensor:
+        """The operand's tensor as its kernel expects it: laid out, dense, aligned to 64 bytes."""
+        sources = [value.source for value in operand.values]
+        layout = operand.pack.key if operand.pack else None
+        key = (tuple(map(fingerprint, sources)), layout)
+        tensor = self._packed.get(key)
+        if tensor is None:
+            values = [self.evaluate(node) for node in sources]
+            tensor = operand.pack.fn(*values) if operand.pack else values[0]
+            tensor = aligned(tensor.detach().contiguous())
+            self._packed[key] = tensor
+        return tensor
+
+    def forget(self) -> None:
+        """Drop every packed copy, so that the next request packs the current weights."""
+        self._packed.clear()
+
+    def nbytes(self) -> int:
+        """Bytes held in packed copies."""
+        return sum(t.nbytes for t in self._packed.values())
+
+
+def _ancestors(node: fx.Node) -> Iterable[fx.Node]:
+    """The node and all it depends on, each after what it depends on."""
+    seen: dict[fx.Node, None] = {}
+    stack = [(node, False)]
+    while stack:
+        current, ready = stack.pop()
+        if ready:
+            seen[current] = None
+        elif current not in seen:
+            stack.append((current, True))
+            stack.extend((n, False) for n in current.all_input_nodes)
+    return seen
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied if its memory does not start at a multiple of 64 bytes."""
+    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()

@@ -1,0 +1,17 @@
+"""What can be wrong with a machine, or with what was asked of it."""
+
+from __future__ import annotations
+
+from ..kernels.errors import ZoomcError
+
+
+class UnsupportedCpuError(ZoomcError):
+    """The CPU lacks the instructions a path needs."""
+
+
+class MissingDependencyError(ZoomcError):
+    """A package the target needs is not installed or does not load."""
+
+
+class FallbackError(ZoomcError):
+    """``fallback="error"`` and something would have run in eager."""

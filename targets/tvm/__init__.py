@@ -1,0 +1,1 @@
+"""Targets that generate code through TVM."""

@@ -1,0 +1,199 @@
+"""Run a compiled graph: bind weights, call the virtual machine, survive threads and forks."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...kernels.tir.kernel import Kernel
+from ...kernels.tir.run import as_storage
+from ..constants import Constants, aligned
+from .library import Compiled
+from .plan import Plan, graph_outputs
+from .relax import Segment
+
+#: In a forked child TVM's worker threads are gone, and waiting for them would never end. TVM keeps
+#: one pool per calling thread, so a fresh thread in the child gets a pool that lives.
+_child: ThreadPoolExecutor | None = None
+
+
+def _after_fork() -> None:
+    global _child  # noqa: PLW0603 - one per process by nature
+    _child = ThreadPoolExecutor(1)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@dataclass
+class EagerStep:
+    """A node the target could not lower."""
+
+    node: fx.Node
+
+
+class GraphExecutable:
+    """Segments and eager steps of one graph, in order.
+
+    Safe to call from several threads: calls take turns, since the virtual machine and its memory
+    are shared.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        plan: Plan,
+        steps: Sequence[Segment | EagerStep],
+        compiled: Mapping[Hashable, Compiled],
+        code: Any,
+        constants: Constants,
+        report: dict[str, Any],
+    ) -> None:
+        """``code`` is the Relax executable of the segments among ``steps``, None without any."""
+        self.report = report
+        self._gm = gm
+        self._plan = plan
+        self._placeholders = gm.graph.find_nodes(op="placeholder")
+        self._outputs = graph_outputs(gm)
+        self._steps = steps
+        self._compiled = compiled
+        self._code = code
+        self._machine = self._functions(code)
+        self._constants = constants
+        self._bound: dict[str, list[torch.Tensor]] = {}
+        self._evaluated: dict[fx.Node, torch.Tensor] = {}
+        self._lock = threading.Lock()
+        self._last_use = _last_uses(steps, self._outputs)
+
+    def _functions(self, code: Any) -> dict[str, Callable[..., Any]]:
+        """A virtual machine's function for each segment, by name."""
+        if code is None:
+            return {}
+        import tvm
+
+        machine = tvm.relax.VirtualMachine(code, tvm.cpu(), memory_cfg="pooled")
+        return {step.name: machine[step.name] for step in self._steps if isinstance(step, Segment)}
+
+    def validate(self, *inputs: torch.Tensor) -> list[dict[str, Any]]:
+        """Every kernel beside its reference, see :func:`zoomc.targets.tvm.inspect.validate`."""
+        from .inspect import validate
+
+        def function(kernel: Kernel) -> Callable[..., None]:
+            return self._compiled[kernel.key].function
+
+        return validate(self._gm, self._plan, function, self._constants, inputs)
+
+    def source(self) -> list[tuple[str, str]]:
+        """Each kernel's symbol and LLVM IR."""
+        return [
+            (c.symbol, str(c.library.mod.inspect_source("ll"))) for c in self._compiled.values()
+        ]
+
+    def profile(self, *inputs: torch.Tensor, rounds: int = 5) -> dict[str, float]:
+        """Median seconds a step spends in each kernel, by symbol."""
+        from .inspect import profile
+
+        def run(machine: Any) -> None:
+            self._run(
+                inputs, {s.name: machine[s.name] for s in self._steps if isinstance(s, Segment)}
+            )
+
+        with self._lock:
+            return profile(self._code, run, rounds) if self._code else {}
+
+    def bind(self) -> None:
+        """Pack the weights as they are now; called again after they changed."""
+        self._evaluated.clear()
+        for step in self._steps:
+            if isinstance(step, Segment):
+                self._bound[step.name] = []
+                self._bound[step.name] = [
+                    as_storage(self._constants.packed(operand)) for operand in step.constants
+                ]
+
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Run the graph on tensors for its placeholders."""
+        with self._lock:
+            if _child is not None and threading.current_thread() not in _child._threads:
+                return _child.submit(self._run, inputs, self._machine).result()
+            return self._run(inputs, self._machine)
+
+    def _run(
+        self, inputs: Sequence[torch.Tensor], machine: Mapping[str, Callable[..., Any]]
+    ) -> list[torch.Tensor]:
+        values: dict[fx.Node, Any] = {
+            node: dense(x) for node, x in zip(self._placeholders, inputs, strict=True)
+        }
+
+        def value(node: fx.Node) -> Any:
+            if node not in self._plan.constant:
+                return values[node]
+            if node not in self._evaluated:
+                self._evaluated[node] = self._constants.evaluate(node)
+            return self._evaluated[node]
+
+        for index, step in enumerate(self._steps):
+            if isinstance(step, Segment):
+                arguments = [as_storage(dense(values[node])) for node in step.inputs]
+                results = machine[step.name](*arguments, *self._bound[step.name])
+                for node, result in zip(step.outputs, results, strict=True):
+                    values[node] = as_dtype(result, node.meta["val"].dtype)
+            else:
+                args, kwargs = fx.map_arg((step.node.args, step.node.kwargs), value)
+                with torch.no_grad():
+                    values[step.node] = step.node.target(*args, **kwargs)  # type: ignore[operator]
+            for node in self._last_use[index]:
+                values.pop(node, None)
+        return unaliased([value(node) for node in self._outputs], inputs)
+
+
+def unaliased(results: list[Any], inputs: Sequence[torch.Tensor]) -> list[Any]:
+    """Copy results that share memory with an input or an earlier result.
+
+    Copies inside the graph are compiled to views, which nobody can tell apart until a caller
+    writes into a result.
+    """
+    taken = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, torch.Tensor)}
+    fresh = []
+    for result in results:
+        if isinstance(result, torch.Tensor) and result.numel():
+            storage = result.untyped_storage().data_ptr()
+            result = result.clone() if storage in taken else result
+            taken.add(storage)
+        fresh.append(result)
+    return fresh
+
+
+def dense(tensor: Any) -> Any:
+    """A tensor without history, row-major and aligned, as kernels may assume; else unchanged."""
+    if not isinstance(tensor, torch.Tensor) or tensor.numel() == 0:
+        return tensor
+    return aligned(tensor.detach().resolve_conj().resolve_neg().contiguous())
+
+
+def as_dtype(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A result in its torch dtype: the inverse of ``as_storage``."""
+    return result if result.dtype is dtype else result.view(dtype)
+
+
+def _last_uses(
+    steps: Sequence[Segment | EagerStep], outputs: Sequence[fx.Node]
+) -> list[list[fx.Node]]:
+    """For each step, the values nobody reads after it."""
+    last: dict[fx.Node, int] = {}
+    for index, step in enumerate(steps):
+        reads = step.inputs if isinstance(step, Segment) else step.node.all_input_nodes
+        writes = step.outputs if isinstance(step, Segment) else [step.node]
+        last |= dict.fromkeys([*reads, *writes], index)
+    freed: list[list[fx.Node]] = [[] for _ in steps]
+    for node, index in last.items():
+        if node not in outputs:
+            freed[index].append(node)
+    return freed
