@@ -1,0 +1,186 @@
+"""The command line: quick to answer, clear about mistakes, and it makes the video."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import av
+import pytest
+from PIL import Image
+
+from zoomc import cli
+from zoomc.options import describe
+
+HEAVY = ("torch", "tvm", "diffusers", "transformers", "numpy", "PIL", "rich", "av")
+
+FAST = ["--no-compile", "--steps", "1", "-k", "1", "--frames-per-keyframe", "2", "--upscale", "1"]
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of one command."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as leave:  # argparse leaves by itself after --help
+        code = leave.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["zoom", "--help"], ["options"], ["zoom", "--seed", "x"]]
+)
+def test_nothing_heavy_is_imported_to_answer(arguments):
+    script = (
+        "import sys; from zoomc import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().endswith("LOADED []")
+
+
+@pytest.mark.parametrize("command", ["zoom", "explain", "options"])
+def test_help_covers_every_argument(capsys, command):
+    assert run(capsys)[0] == 0
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    parser = cli.build_parser()._subparsers._group_actions[0].choices[command]
+    for action in parser._actions:
+        assert action.help, action.dest
+        assert all(name in out for name in action.option_strings)
+
+
+def test_every_example_in_the_help_parses():
+    for text in (cli._EXAMPLES, cli._ZOOM_EXAMPLES, cli._EXPLAIN_EXAMPLES):
+        lines = re.findall(r"^  zoomc (.*)$", re.sub(r"\\\n +", "", text), re.MULTILINE)
+        assert lines
+        for line in lines:
+            words = re.sub(r"   .*$", "", line).strip()
+            arguments = [quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', words)]
+            assert cli.build_parser().parse_args(arguments).run
+
+
+def test_options_are_all_listed(capsys):
+    code, out, _ = run(capsys, "options")
+    assert code == 0
+    for name, _default, variable, help in describe():
+        assert name in out and variable in out and help in out
+
+
+def test_version(capsys):
+    code, out, _ = run(capsys, "--version")
+    assert code == 0 and re.fullmatch(r"zoomc \d+\.\d+\S*\n", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["zom"], "did you mean 'zoom'"),
+        (["zoom", "--keyfram", "3"], "did you mean '--keyframes'"),
+        (["zoom", "--direction", "ou"], "did you mean 'out'"),
+        (["zoom", "--keyframes", "many"], "--keyframes"),
+        (["zoom", "--keyframes", "0"], "keyframes is 0"),
+        (["zoom", "--size", "big"], "write 512 or 768x512"),
+        (["zoom", "--size", "65"], "latent cell"),
+        (["zoom", "a.png", "b.png"], "one argument too many: 'b.png'"),
+        (["zoom", "-O", "theads=2"], "did you mean 'threads'"),
+        (["zoom", "-O", "threads"], "KEY=VALUE"),
+        (["zoom", "-O", "isa=386"], "isa"),
+        (["zoom", "missing.png"], "no file 'missing.png'"),
+        (["zoom", "-o", "zoom.avi"], ".avi"),
+        (["zoom", "--prompt-at", "x", "y"], "'x' is no number"),
+        (["zoom", "--prompt-at", "99", "y"], "keyframe 99"),
+        (["zoom", "--model", "no/such-model"], "hf download no/such-model"),
+        (["zoom", "--scheduler", "ddimm"], "did you mean 'ddim'"),
+        (["zoom", "--device", "gpu"], "gpu"),
+        (["explain", "--part", "unett"], "did you mean 'unet'"),
+        (["explain", "./nothing"], "no folder './nothing'"),
+    ],
+)
+def test_mistakes_are_one_clear_line(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and not out
+    assert words in err
+    lines = [line for line in err.splitlines() if line.startswith("zoomc: ")]
+    assert len(lines) == 1 and "Traceback" not in err
+
+
+def test_debugging_shows_where_an_error_comes_from(capsys, monkeypatch):
+    monkeypatch.setenv("ZOOMC_DEBUG", "1")
+    code, _, err = run(capsys, "zoom", "missing.png")
+    assert code == 2 and "Traceback" in err and "PictureError" in err
+
+
+def test_a_zoom_without_a_picture(capsys, tmp_path):
+    output = tmp_path / "deep" / "zoom.mp4"
+    code, out, err = run(capsys, "zoom", *FAST, "-o", output)
+    assert code == 0
+    assert f"{output}: 3 frames, 0.2 s" in out
+    assert "keyframe 1/1" in err
+    with av.open(str(output)) as container:
+        assert len(list(container.decode(video=0))) == 3
+
+
+def test_random_weights_are_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoomc.demo.CHECKPOINT", tmp_path / "none")
+    _, _, err = run(capsys, "zoom", *FAST, "-o", tmp_path / "z.gif")
+    assert "random weights" in err
+
+
+def test_a_zoom_from_a_picture(capsys, tmp_path):
+    Image.linear_gradient("L").save(tmp_path / "photo.png")
+    arguments = ["zoom", tmp_path / "photo.png", *FAST, "-p", "rock", "-o", tmp_path / "frames"]
+    code, out, err = run(capsys, *arguments, "-q")
+    assert (code, out, err) == (0, "", "")
+    assert len(list((tmp_path / "frames").glob("*.png"))) == 3
+    code, _, err = run(capsys, *arguments)
+    assert code == 0 and "1 of 1 keyframes are kept" in err
+    code, _, err = run(capsys, *arguments, "--seed", "4")
+    assert code == 2 and "seed was 0, now 4" in err and "--fresh" in err
+    code, _, _ = run(capsys, *arguments, "--seed", "4", "--fresh")
+    assert code == 0
+
+
+def test_an_interrupt_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoomc.zoom.infinite.InfiniteZoom.paint", interrupt)
+    code, _, err = run(capsys, "zoom", *FAST, "-o", tmp_path / "z.mp4")
+    assert code == 130 and "same command goes on" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "default"),
+        (["-p", "a"], "a"),
+        (["-p", "a", "-p", "b"], ["a", "b"]),
+        (["-p", "a", "--prompt-at", "3", "c"], {1: "a", 3: "c"}),
+        (["--prompt-at", "2", "b"], {1: "default", 2: "b"}),
+    ],
+)
+def test_prompts(arguments, expected):
+    parsed = cli.build_parser().parse_args(["zoom", *arguments])
+    assert cli._prompts(parsed, "default") == expected
+
+
+def test_explain_hands_over_the_part_and_the_options(capsys, monkeypatch):
+    seen = []
+
+    def explain(model, *inputs, options=None):
+        seen.append((type(model).__name__, [tuple(tensor.shape) for tensor in inputs], options))
+        return "the report"
+
+    monkeypatch.setattr("zoomc.report.explain", explain)
+    code, out, _ = run(capsys, "explain", "--part", "vae", "-O", "threads=2")
+    assert code == 0 and out.count("the report") == 2
+    assert [name for name, *_ in seen] == ["Encoder", "Decoder"]
+    assert seen[0][1] == [(1, 3, 64, 64)] and seen[1][1] == [(1, 4, 16, 16)]
+    assert all(options == {"threads": "2"} for *_, options in seen)

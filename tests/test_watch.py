@@ -1,0 +1,81 @@
+"""Weight changes: everything torch counts at once, hidden writes when calls pause."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from zoomc import watch
+from zoomc.errors import StaleWeightsError
+from zoomc.watch import WeightWatch
+
+
+@pytest.fixture
+def weights():
+    return [nn.Parameter(torch.randn(40, 30)), torch.randn(7), torch.zeros(0), torch.ones(3, 5).t()]
+
+
+def test_unchanged(weights):
+    assert not WeightWatch(weights).changed(weights)
+
+
+def test_in_place_update_is_seen_at_once(weights):
+    seen = WeightWatch(weights)
+    with torch.no_grad():
+        weights[0][3, 4] += 1
+    assert seen.changed(weights)
+
+
+def test_replaced_tensor_is_seen_at_once(weights):
+    seen = WeightWatch(weights)
+    assert seen.changed([weights[0].detach().clone(), *weights[1:]])
+
+
+def test_new_data_is_seen_at_once(weights):
+    seen = WeightWatch(weights)
+    weights[0].data = torch.randn(40, 30)
+    assert seen.changed(weights)
+
+
+def test_any_write_through_data_to_a_small_model_is_seen_at_once(weights):
+    seen = WeightWatch(weights)
+    weights[0].data[17, 13] += 1e-3
+    assert seen.changed(weights)
+
+
+def test_dense_write_through_data_is_seen_at_once(weights, monkeypatch):
+    monkeypatch.setattr(watch, "SMALL", 0)
+    seen = WeightWatch(weights)
+    weights[0].data += 1e-3 * torch.randn(40, 30)
+    assert seen.changed(weights)
+
+
+def test_single_element_written_through_data_is_seen_after_a_pause(weights, monkeypatch):
+    monkeypatch.setattr(watch, "SMALL", 0)
+    monkeypatch.setattr(watch, "READ_AFTER", 0.01)
+    seen = WeightWatch(weights)
+    weights[0].data[17, 13] += 1e-3
+    time.sleep(0.02)
+    assert seen.changed(weights)
+
+
+def test_a_pause_alone_changes_nothing(weights, monkeypatch):
+    monkeypatch.setattr(watch, "READ_AFTER", 0.01)
+    seen = WeightWatch(weights)
+    time.sleep(0.02)
+    assert not seen.changed(weights)
+
+
+def test_nan_equals_itself():
+    weights = [torch.full((4,), float("nan"))]
+    assert not WeightWatch(weights).changed(weights)
+
+
+def test_weights_without_versions_are_refused():
+    with torch.inference_mode():
+        weight = torch.ones(3)
+    with pytest.raises(StaleWeightsError, match="inference_mode"):
+        WeightWatch([weight])

@@ -1,0 +1,40 @@
+"""zoomc: a torch.compile backend for Stable Diffusion inpainting, and the infinite zoom on it.
+
+    pipe.unet = torch.compile(pipe.unet, backend="zoomc")
+
+Importing this package loads nothing heavy; each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backend import refresh
+    from .demo import demo_pipeline
+    from .errors import ZoomcError
+    from .options import Options
+    from .report import Report, explain
+    from .zoom import InfiniteZoom
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "InfiniteZoom": ".zoom",
+    "Options": ".options",
+    "Report": ".report",
+    "ZoomcError": ".errors",
+    "demo_pipeline": ".demo",
+    "explain": ".report",
+    "refresh": ".backend",
+}
+
+__all__ = ["InfiniteZoom", "Options", "Report", "ZoomcError", "demo_pipeline", "explain", "refresh"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name's module on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zoomc' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -1,0 +1,221 @@
+"""The compiler's story on one page: capture, passes, target, and what is kept between calls."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from . import passes, targets
+from .capture import (
+    capture,
+    check_device,
+    check_inference,
+    number_positions,
+    weight_names,
+    weight_position,
+)
+from .errors import FallbackError, ZoomcError
+from .options import Options
+from .record import Record, announce
+from .targets.constants import Constants
+from .watch import WeightWatch
+
+_DTYPES = {"model": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: Export patches ``nn.Module`` while it traces, for all threads: one at a time.
+_EXPORTING = threading.Lock()
+
+#: Every compiled graph that is still in use, so that ``zoomc.refresh`` finds a model's.
+_LIVE: weakref.WeakSet[CompiledGraph] = weakref.WeakSet()
+
+
+def zoomc(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The ``torch.compile`` backend: ``torch.compile(model, backend="zoomc", options={...})``.
+
+    Args:
+        gm: Dynamo's graph, every parameter and buffer an input.
+        example_inputs: the inputs of the first call; sizes may be symbolic.
+        mode: ``torch.compile``'s; see :data:`zoomc.options.MODES`.
+        options: see :class:`zoomc.options.Options`.
+
+    Returns:
+        a callable with the graph's own signature.
+
+    Raises:
+        ZoomcError: a subclass for each mistake a user can make.
+    """
+    settings = Options.resolve(mode, options)
+    check_inference(example_inputs)
+    return CompiledGraph(gm, example_inputs, settings)
+
+
+class CompiledGraph:
+    """One Dynamo graph: compiled for each input shape it meets, weights shared among them."""
+
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
+        self.options = options
+        self._gm = gm
+        self._names = weight_names(gm, example_inputs)
+        self._numbers = number_positions(gm)
+        self._weights = {i: example_inputs[i] for i in self._names}
+        self._watch = WeightWatch(list(self._weights.values()))
+        self._constants = Constants(self._weight)
+        self._variants: OrderedDict[Any, Variant] = OrderedDict()
+        self._lock = threading.RLock()
+        _LIVE.add(self)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run on the graph's inputs, compiling first if their shapes are new."""
+        with self._lock:
+            check_inference(args)
+            weights = {i: args[i] for i in self._names}
+            if self._watch.changed(list(weights.values())):
+                self._adopt(weights)
+            variant = self._variant(args)
+        result = variant(*args)
+        self._watch.rest()
+        return result
+
+    def refresh(self) -> None:
+        """Pack the weights again, whether or not they look changed."""
+        with self._lock:
+            self._adopt(self._weights)
+
+    def owns(self, tensors: set[int]) -> bool:
+        """Whether any of this graph's weights is among tensors given by ``id``."""
+        return any(id(weight) in tensors for weight in self._weights.values())
+
+    def _weight(self, attribute: str) -> torch.Tensor | None:
+        """The current tensor of a weight's attribute; None if it names no weight."""
+        position = weight_position(attribute)
+        return None if position is None else self._weights[position]
+
+    def _adopt(self, weights: dict[int, torch.Tensor]) -> None:
+        """Take new weights: pack again, or compile again where shapes or dtypes changed."""
+        old, self._weights = self._weights, weights
+        same = all(w.shape == old[i].shape and w.dtype == old[i].dtype for i, w in weights.items())
+        self._watch.remember(list(weights.values()))
+        self._constants.forget()
+        if not same:
+            self._variants.clear()
+        for variant in self._variants.values():
+            variant.executable.bind()
+
+    def _variant(self, args: Sequence[Any]) -> Variant:
+        """The variant for these inputs' shapes and dtypes, the last few of which are kept."""
+        key = tuple(self._facts(i, x) for i, x in enumerate(args) if i not in self._names)
+        if key in self._variants:
+            self._variants.move_to_end(key)
+            return self._variants[key]
+        variant = self._compile(args)
+        self._variants[key] = variant
+        while len(self._variants) > self.options.variants:
+            self._variants.popitem(last=False)
+        return variant
+
+    def _facts(self, position: int, value: Any) -> Any:
+        """What compiled code depends on in an argument."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        if position in self._numbers:
+            return value.item()
+        return tuple(value.shape), value.dtype, value.device
+
+    def _compile(self, args: Sequence[Any]) -> Variant:
+        """Capture, rewrite, build."""
+        options, record = self.options, Record(self.options)
+        target = self._target(args)
+        check_device(args, target.device)
+        with record.stage("capture"):
+            try:
+                with _EXPORTING:
+                    program = capture(self._gm, args, self._names)
+            except ZoomcError:
+                raise
+            except Exception as error:
+                return self._eager(error, record)
+        with record.stage("passes"):
+            context = passes.Context(
+                dtype=target.compute_dtype(_DTYPES[options.dtype], program.graph),
+                fuel=None if options.fuel < 0 else options.fuel,
+                dump=Path(options.dump) if options.dump else None,
+                validate=passes.Validator([args[i] for i in program.inputs])
+                if options.validate
+                else None,
+            )
+            record.trace = passes.run(program.graph, context)
+        with record.stage("target"):
+            executable = target.compile(program.graph, self._constants)
+        record.finish(program.graph, executable)
+        record.inspect([args[i] for i in program.inputs])
+        announce(record)
+        return Variant(program.inputs, program.mutated, program.pick, executable)
+
+    def _target(self, args: Sequence[Any]) -> Any:
+        name = self.options.target
+        if name == "auto":
+            device = next((x.device.type for x in args if isinstance(x, torch.Tensor)), "cpu")
+            name = targets.for_device(device) or "cpu"
+        return targets.create(name, self.options)
+
+    def _eager(self, error: Exception, record: Record) -> Variant:
+        """Run the whole graph in eager, because it could not be captured."""
+        reason = f"the graph could not be exported: {str(error).strip().splitlines()[0]}"
+        if self.options.fallback == "error":
+            raise FallbackError(reason) from error
+        warnings.warn(f"zoomc runs this graph in eager: {reason}", stacklevel=2)
+        record.fail(reason)
+        announce(record)
+        executable = targets.Eager(self._gm.forward, {"fallbacks": record.fallbacks})
+        return Variant(None, [], lambda values: values, executable)
+
+
+class Variant:
+    """A graph compiled for one set of input shapes."""
+
+    def __init__(
+        self,
+        inputs: Sequence[int] | None,
+        mutated: Sequence[int],
+        pick: Callable[[Sequence[Any]], Any],
+        executable: targets.Executable,
+    ) -> None:
+        self.executable = executable
+        self._inputs = inputs
+        self._mutated = mutated
+        self._pick = pick
+
+    def __call__(self, *args: Any) -> Any:
+        """Run on the graph's inputs; in-place updates of arguments are written back."""
+        inputs = args if self._inputs is None else [args[i] for i in self._inputs]
+        outputs = self.executable(*inputs)
+        with torch.no_grad():
+            for position, value in zip(self._mutated, outputs, strict=False):
+                args[position].copy_(value)
+        return self._pick(outputs[len(self._mutated) :])
+
+
+def refresh(model: torch.nn.Module) -> None:
+    """Pack a compiled model's weights again.
+
+    Only needed after a write that torch does not count, to a few elements of a large model through
+    ``.data``, within seconds of a call; every other change is noticed.
+    """
+    tensors = {id(t) for t in (*model.parameters(), *model.buffers())}
+    for graph in list(_LIVE):
+        if graph.owns(tensors):
+            graph.refresh()

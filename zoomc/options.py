@@ -1,0 +1,148 @@
+"""Every knob of the compiler: one dataclass with defaults, checks, help and environment names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .errors import OptionValueError, UnknownOptionError
+
+ENV_PREFIX = "ZOOMC_"
+
+#: What ``torch.compile(mode=...)`` means here: options, or None where the mode is refused.
+MODES: dict[str, dict[str, Any]] = {
+    "default": {},
+    # A zoomc step is one call into one compiled graph already: there is no launch overhead left.
+    "reduce-overhead": {},
+}
+
+
+def _choice(*names: str) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value not in names:
+            raise OptionValueError(name, value, "one of " + ", ".join(map(repr, names)))
+        return value
+
+    return check
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[str, Any], Any]:
+    limit = f"from {low} to {high}" if high is not None else f"of {low} or more"
+
+    def check(name: str, value: Any) -> Any:
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            number = low - 1
+        if isinstance(value, bool) or number < low or (high is not None and number > high):
+            raise OptionValueError(name, value, f"a whole number {limit}")
+        return number
+
+    return check
+
+
+def _flag(name: str, value: Any) -> Any:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    try:
+        return words[str(value).lower()]
+    except KeyError:
+        raise OptionValueError(name, value, "true or false") from None
+
+
+def _path(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, (str, os.PathLike)):
+        return os.fspath(value) if value else None
+    raise OptionValueError(name, value, "a folder")
+
+
+def _option(default: Any, check: Callable[[str, Any], Any], help: str) -> Any:
+    return field(default=default, metadata={"check": check, "help": help})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compiler options, as ``torch.compile(..., options={name: value})`` takes them.
+
+    Each may also come from the environment as ``ZOOMC_<NAME>``; a value in ``options`` wins.
+
+    Raises:
+        UnknownOptionError: for a name that does not exist, with the nearest one that does.
+        OptionValueError: for a value an option cannot take, with those it can.
+    """
+
+    target: str = _option("auto", _choice("auto", "cpu"), "machine to compile for")
+    weights: str = _option("keep", _choice("keep"), "how weights are stored: keep = as they are")
+    dtype: str = _option(
+        "model",
+        _choice("model", "fp32", "bf16", "fp16"),
+        "compute type; model = whatever the model has",
+    )
+    isa: str = _option(
+        "auto",
+        _choice("auto", "amx", "avx512_bf16", "avx512", "avx2", "portable"),
+        "instruction-set path of the CPU target",
+    )
+    threads: int = _option(
+        0, _integer(0, 1024), "worker threads; 0 = as many as torch.get_num_threads()"
+    )
+    variants: int = _option(
+        4, _integer(1), "compiled input shapes kept; the least recently used is dropped"
+    )
+    fallback: str = _option(
+        "eager",
+        _choice("eager", "error"),
+        "what the target cannot lower: run it in eager, or raise",
+    )
+    debug: int = _option(
+        0,
+        _integer(0, 5),
+        "print 1 a summary, 2 time per kernel, 3 choices, 4 generated code, 5 graphs",
+    )
+    dump: str | None = _option(None, _path, "folder for the graph after every pass")
+    fuel: int = _option(-1, _integer(-1), "rewrites allowed in all; -1 = no limit; to bisect")
+    validate: bool = _option(
+        False, _flag, "run every operator against its reference and print a table of errors"
+    )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = option.metadata["check"](option.name, getattr(self, option.name))
+            object.__setattr__(self, option.name, value)
+
+    @classmethod
+    def resolve(cls, mode: str | None = None, options: Mapping[str, Any] | None = None) -> Options:
+        """Options from the environment, then the mode, then what the caller wrote.
+
+        Args:
+            mode: ``torch.compile``'s, see :data:`MODES`.
+            options: option values by name.
+        """
+        known = {option.name for option in fields(cls)}
+        merged: dict[str, Any] = {}
+        for variable, value in os.environ.items():
+            if variable.startswith(ENV_PREFIX):
+                name = variable.removeprefix(ENV_PREFIX).lower()
+                if name not in known:
+                    raise UnknownOptionError(name, known)
+                merged[name] = value
+        if mode is not None:
+            if mode not in MODES:
+                raise OptionValueError("mode", mode, "one of " + ", ".join(map(repr, MODES)))
+            merged |= MODES[mode]
+        for name, value in (options or {}).items():
+            if name not in known:
+                raise UnknownOptionError(name, known)
+            merged[name] = value
+        return cls(**merged)
+
+
+def describe() -> list[tuple[str, Any, str, str]]:
+    """``(name, default, environment name, help)`` of every option, for people."""
+    return [
+        (o.name, o.default, ENV_PREFIX + o.name.upper(), o.metadata["help"])
+        for o in fields(Options)
+    ]

@@ -1,0 +1,102 @@
+"""Notice that weights changed after compilation, so that no answer is ever stale."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from .errors import StaleWeightsError
+
+#: Pause between calls, in seconds, after which all of the weights are read again. The steps of a
+#: denoising loop follow each other faster, so they pay for a look at a few samples only.
+READ_AFTER = 5.0
+
+#: Weights of at most this many bytes in all are read on every call: it takes under a millisecond.
+SMALL = 4 << 20
+
+_SAMPLES = 16
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class WeightWatch:
+    """Remembers a model's weights and says whether they are still the same.
+
+    A replaced tensor and every in-place operation torch knows of show in the tensor's identity,
+    address and version counter, looked at on each call. Writes through ``.data``, as LoRA fusing
+    does, leave all three alone; they are found by sampling each weight on each call, and by a
+    checksum of everything when the model is small or the calls have paused. What escapes is a
+    ``.data`` write to a few elements of a large model within seconds of a call:
+    ``zoomc.refresh(model)`` covers that.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
+        """Remember ``weights`` as they are.
+
+        Raises:
+            StaleWeightsError: a weight was made under ``torch.inference_mode``, which counts no
+                versions.
+        """
+        self.remember(weights)
+
+    def remember(self, weights: Sequence[torch.Tensor]) -> None:
+        """Take these weights as the ones compiled."""
+        if any(w.is_inference() for w in weights):
+            raise StaleWeightsError(
+                "some weights were created under torch.inference_mode, where torch does not count"
+                " changes and zoomc could answer with stale ones: load the model under"
+                " torch.no_grad() instead (calling it under inference_mode is fine)"
+            )
+        self._weights = list(weights)
+        self._state = _state(weights)
+        self._views = [_sample_view(w) for w in weights if w.numel()]
+        self._sample = _sample(self._views)
+        self._checksum = _checksum(self._weights)
+        self._small = sum(w.nbytes for w in weights) <= SMALL
+        self._last = time.monotonic()
+
+    def changed(self, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether these are other weights than the remembered ones, or hold other values."""
+        if _state(weights) != self._state:
+            return True
+        if self._small or time.monotonic() - self._last > READ_AFTER:
+            return _checksum(self._weights) != self._checksum
+        return _sample(self._views) != self._sample
+
+    def rest(self) -> None:
+        """A call ended: pauses count from here."""
+        self._last = time.monotonic()
+
+
+def _state(weights: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
+    return [(id(w), w.data_ptr(), w._version) for w in weights]
+
+
+def _sample_view(weight: torch.Tensor) -> torch.Tensor:
+    """A view of a few elements spread over the weight's memory, as integers."""
+    flat = weight.detach().as_strided((_extent(weight),), (1,))
+    return flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].view(_BITS[flat.element_size()])
+
+
+def _extent(weight: torch.Tensor) -> int:
+    """Elements from the first to the last in memory, whatever the strides."""
+    return 1 + sum((n - 1) * s for n, s in zip(weight.shape, weight.stride(), strict=True))
+
+
+def _sample(views: Sequence[torch.Tensor]) -> list[int]:
+    groups: dict[torch.dtype, list[torch.Tensor]] = {}
+    for view in views:
+        groups.setdefault(view.dtype, []).append(view)
+    return [hash(torch.cat(group).numpy().tobytes()) for group in groups.values()]
+
+
+def _checksum(weights: Sequence[torch.Tensor]) -> list[int]:
+    """One wrapping sum of 64-bit words a weight: reads everything once, at memory speed."""
+    return [_sum(weight.detach()) for weight in weights]
+
+
+def _sum(weight: torch.Tensor) -> int:
+    data = weight.contiguous().reshape(-1).view(torch.uint8)
+    words = data.numel() // 8 * 8
+    return int(data[:words].view(torch.int64).sum()) + int(data[words:].sum())
