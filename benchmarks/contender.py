@@ -1,0 +1,172 @@
+"""One contender in its own process: build, compile, then run once per line on standard input."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def main() -> None:
+    """Command line, see compare.py."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    for option in ("--model", "--dtype", "--folder"):
+        parser.add_argument(option)
+    for option in ("--batch", "--size", "--threads"):
+        parser.add_argument(option, type=int)
+    arguments = parser.parse_args()
+    # Answers go to the real standard output; whatever libraries print goes to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    torch.set_grad_enabled(False)
+    from models import build
+
+    model, args, kwargs = build(arguments.model, arguments.batch, arguments.size)
+    reference = Path(arguments.folder, "reference.pt")
+    dtype = (
+        torch.float32 if arguments.name == "reference" else getattr(torch, DTYPES[arguments.dtype])
+    )
+    if arguments.name != "openvino":
+        model.to(dtype)
+    reset_peak()
+    run, compile_seconds = CONTENDERS[arguments.name](model, args, kwargs, dtype, arguments)
+    output = run()
+    if arguments.name == "reference":
+        torch.save(output, reference)
+        error = 0.0
+    else:
+        expected = torch.load(reference).double()
+        error = float((output.double() - expected).norm() / expected.norm())
+    ready = {"compile": compile_seconds, "error": error, "peak_gb": peak_gb()}
+    print(json.dumps(ready), file=answers, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        print(json.dumps({"seconds": time.perf_counter() - start}), file=answers, flush=True)
+
+
+def first_tensor(output: Any) -> Any:
+    """The first tensor of a model's output."""
+    import torch
+
+    return torch.utils._pytree.tree_leaves(dict(output) if hasattr(output, "keys") else output)[0]
+
+
+def peak_gb() -> float:
+    """Largest resident size since the last reset, in GB."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def reset_peak() -> None:
+    """Count the peak from here: building the model in fp32 is nobody's figure."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def cast(value: Any, dtype: Any) -> Any:
+    """Floating tensors in a dtype, in any nesting."""
+    import torch
+
+    def leaf(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+    return torch.utils._pytree.tree_map(leaf, value)
+
+
+def eager(
+    model: Any, args: Any, kwargs: Any, dtype: Any, _: Any
+) -> tuple[Callable[[], Any], float]:
+    """torch as it is."""
+    model.to(dtype)
+    args, kwargs = cast(args, dtype), cast(kwargs, dtype)
+    return lambda: first_tensor(model(*args, **kwargs)), 0.0
+
+
+def inductor(
+    model: Any, args: Any, kwargs: Any, dtype: Any, _: Any
+) -> tuple[Callable[[], Any], float]:
+    """torch.compile's own backend with frozen weights, from a cold cache."""
+    import tempfile
+
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
+    import torch
+    from torch._inductor import config
+
+    config.freezing = True
+    model.to(dtype)
+    args, kwargs = cast(args, dtype), cast(kwargs, dtype)
+    return timed_first_call(torch.compile(model), args, kwargs)
+
+
+def zoomc(
+    model: Any, args: Any, kwargs: Any, dtype: Any, _: Any
+) -> tuple[Callable[[], Any], float]:
+    """zoomc on the same model in the same dtype."""
+    import torch
+
+    model.to(dtype)
+    args, kwargs = cast(args, dtype), cast(kwargs, dtype)
+    options = {"weights": "keep", "fallback": "error"}
+    return timed_first_call(torch.compile(model, backend="zoomc", options=options), args, kwargs)
+
+
+def timed_first_call(compiled: Any, args: Any, kwargs: Any) -> tuple[Callable[[], Any], float]:
+    """A compiled model and the seconds its first call took."""
+    start = time.perf_counter()
+    compiled(*args, **kwargs)
+    return lambda: first_tensor(compiled(*args, **kwargs)), time.perf_counter() - start
+
+
+def openvino(
+    model: Any, args: Any, kwargs: Any, dtype: Any, arguments: Any
+) -> tuple[Callable[[], Any], float]:
+    """OpenVINO from the fp32 model, the precision as a hint."""
+    import openvino as ov
+    import torch
+
+    class Plain(torch.nn.Module):
+        def forward(self, *x: Any) -> Any:
+            return first_tensor(model(*x, return_dict=False))
+
+    start = time.perf_counter()
+    shapes = [tuple(x.shape) for x in args]
+    converted = ov.convert_model(Plain(), example_input=args, input=shapes)
+    hint = {"fp32": "f32", "bf16": "bf16"}[arguments.dtype]
+    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": arguments.threads}
+    request = ov.Core().compile_model(converted, "CPU", settings).create_infer_request()
+    inputs = [x.numpy() for x in args]
+    return lambda: torch.from_numpy(request.infer(inputs)[0]), time.perf_counter() - start
+
+
+CONTENDERS = {
+    "reference": eager,
+    "eager": eager,
+    "inductor": inductor,
+    "openvino": openvino,
+    "zoomc": zoomc,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""GFLOP/s of convolutions and linears at the shapes of Stable Diffusion 2's UNet, beside torch.
+
+    python benchmarks/kernels.py --isa amx --dtype bf16 --torch
+
+One row a distinct layer, with how often a denoising step runs it; the last row adds up a step.
+A kernel is timed alone and repeatedly, so weights that fit a cache come from there; in a model
+they come from memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+import zoomc.kernels.conv2d.op
+import zoomc.kernels.linear.op  # noqa: F401
+from zoomc.kernels.operator import OPERATORS
+from zoomc.kernels.tir.isa import isa as choose_isa
+from zoomc.kernels.tir.kernel import lower
+from zoomc.kernels.tir.run import bind, load
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PAD = [1, 1, 1, 1]
+
+Layer = tuple[str, int, Callable[[torch.dtype], tuple[tuple, dict]]]
+
+
+def conv(side: int, channels: tuple[int, ...], out: int, kernel: int = 3, **kwargs) -> Callable:
+    def make(dtype: torch.dtype) -> tuple[tuple, dict]:
+        inputs = [torch.randn(1, side, side, c).to(dtype) for c in channels]
+        total = sum(channels)
+        weight = (torch.randn(out, total, kernel, kernel) / (total * kernel**2) ** 0.5).to(dtype)
+        args = dict(kwargs)
+        if kernel == 3:
+            args.setdefault("padding", PAD)
+        if args.get("norm_groups"):
+            args["norm_weight"] = torch.randn(total).to(dtype)
+            args["norm_bias"] = torch.randn(total).to(dtype)
+        if args.pop("shift", False):
+            args["shift"] = torch.randn(1, out).to(dtype)
+        if args.pop("residual", False):
+            args["residual"] = torch.randn(1, side, side, out).to(dtype)
+        return (inputs, weight, torch.randn(out).to(dtype)), args
+
+    return make
+
+
+def linear(rows: int, k: int, columns: int, **kwargs) -> Callable:
+    def make(dtype: torch.dtype) -> tuple[tuple, dict]:
+        args = dict(kwargs)
+        if args.get("norm"):
+            args["norm_weight"] = torch.randn(k).to(dtype)
+            args["norm_bias"] = torch.randn(k).to(dtype)
+        if args.pop("residual", False):
+            args["residual"] = torch.randn(1, rows, columns).to(dtype)
+        weight = (torch.randn(columns, k) / k**0.5).to(dtype)
+        return (torch.randn(1, rows, k).to(dtype), weight, torch.randn(columns).to(dtype)), args
+
+    return make
+
+
+def layers() -> Iterator[Layer]:
+    """Name, calls a step, and a maker of arguments, for every distinct layer."""
+    first = {"norm_groups": 32, "pre_activation": "silu", "shift": True}
+    second = {"norm_groups": 32, "pre_activation": "silu", "residual": True}
+    yield "conv_in", 1, conv(64, (9,), 320)
+    for side, c, one, two in (
+        (64, 320, [((320,), 2), ((640, 320), 1), ((320, 320), 2)], 5),
+        (
+            32,
+            640,
+            [((320,), 1), ((640,), 1), ((1280, 640), 1), ((640, 640), 1), ((640, 320), 1)],
+            5,
+        ),
+        (16, 1280, [((640,), 1), ((1280,), 1), ((1280, 1280), 2), ((1280, 640), 1)], 5),
+        (8, 1280, [((1280,), 4), ((1280, 1280), 3)], 7),
+    ):
+        for inputs, count in one:
+            yield f"res1 {side} {inputs}->{c}", count, conv(side, inputs, c, **first)
+            if inputs != (c,):
+                yield f"skip {side} {inputs}->{c}", count, conv(side, inputs, c, 1)
+        yield f"res2 {side} {c}", two, conv(side, (c,), c, **second)
+    for side, c in ((64, 320), (32, 640), (16, 1280)):
+        yield f"down {side} {c}", 1, conv(side, (c,), c, stride=[2, 2])
+        wide = {64: 640, 32: 1280, 16: 1280}[side]
+        yield f"up {side} {wide}", 1, conv(side // 2, (wide,), wide, upsample=True)
+    yield "conv_out", 1, conv(64, (320,), 4, norm_groups=32, pre_activation="silu")
+    for rows, c, count in ((4096, 320, 5), (1024, 640, 5), (256, 1280, 5), (64, 1280, 1)):
+        yield f"proj {rows} {c}", 2 * count, linear(rows, c, c, residual=True)
+        yield f"qkv {rows} {c}", count, linear(rows, c, 3 * c, norm=True)
+        yield f"q {rows} {c}", count, linear(rows, c, c, norm=True)
+        yield f"out {rows} {c}", 2 * count, linear(rows, c, c, residual=True)
+        yield f"kv 77 {c}", count, linear(77, 1024, 2 * c)
+        yield f"geglu {rows} {c}", count, linear(rows, c, 8 * c, norm=True, activation="geglu")
+        yield f"ff2 {rows} {c}", count, linear(rows, 4 * c, c, residual=True)
+    yield "time 1", 1, linear(1, 320, 1280, activation="silu")
+    yield "time 2", 22, linear(1, 1280, 1280)
+
+
+def best(fn: Callable[[], object], seconds: float) -> float:
+    """The least time of a call, in seconds."""
+    fn()
+    times = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        fn()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--isa", default="auto")
+    parser.add_argument("--dtype", default="bf16", choices=DTYPES)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", default="", help="part of a layer's name")
+    parser.add_argument("--seconds", type=float, default=0.15, help="per layer")
+    parser.add_argument("--torch", action="store_true", help="time torch's eager operators too")
+    args = parser.parse_args()
+    machine = choose_isa(args.isa, args.threads)
+    torch.set_num_threads(args.threads)
+    dtype = DTYPES[args.dtype]
+    torch.manual_seed(0)
+    total = total_flops = total_torch = compile_time = 0.0
+    for name, count, make in layers():
+        if args.only not in name:
+            continue
+        op = "zoomc::conv2d" if isinstance(make(dtype)[0][0], list) else "zoomc::linear"
+        inputs, kwargs = make(dtype)
+        call = bind(op, *inputs, **kwargs)
+        kernel = lower(call, machine)
+        start = time.perf_counter()
+        fn = load(kernel, machine)
+        compiled = time.perf_counter() - start
+        compile_time += compiled
+        seconds = best(fn, args.seconds)
+        row = f"{name:32s} x{count:<3d} {seconds * 1e3:8.3f} ms {kernel.flops / seconds / 1e9:7.0f}"
+        if args.torch:
+            theirs = best(lambda: OPERATORS[op].reference(*inputs, **kwargs), args.seconds)  # noqa: B023
+            total_torch += theirs * count
+            row += f" torch {kernel.flops / theirs / 1e9:7.0f}"
+        notes = {k: v for k, v in kernel.notes.items() if k != "micro"}
+        print(row, f" compile {compiled:.2f}", notes, flush=True)
+        total += seconds * count
+        total_flops += kernel.flops * count
+    print(
+        f"step {total * 1e3:.1f} ms, {total_flops / 1e9:.0f} GFLOP, "
+        f"{total_flops / total / 1e9:.0f} GFLOP/s, compile {compile_time:.1f} s"
+        + (f", torch {total_torch * 1e3:.1f} ms" if args.torch else "")
+    )
+
+
+if __name__ == "__main__":
+    main()
