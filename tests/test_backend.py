@@ -6,8 +6,8 @@ import gc
 import multiprocessing
 import subprocess
 import sys
-import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -191,24 +191,19 @@ def test_model_elsewhere_is_named(model):
 
 
 def test_threads_take_turns_and_agree(model):
+    # The first call of each shape belongs on one thread: while torch exports, nn.Module is patched
+    # for the whole process, and any other thread's call fails.
     compiled = torch.compile(model, backend="zoomc", options=STRICT)
     inputs = [torch.randn(2, 3, 16, 16) for _ in range(4)]
-    compiled(inputs[0])
-    failures = []
 
     def work(x):
         with torch.no_grad():
-            expected = model(x)
-            for _ in range(10):
-                if not torch.allclose(compiled(x), expected, rtol=1e-4, atol=1e-5):
-                    failures.append(x)
+            for _ in range(20):
+                close(compiled(x), model(x))
 
-    threads = [threading.Thread(target=work, args=(x,)) for x in inputs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    work(inputs[0])
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        list(pool.map(work, inputs))
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.convert_frame import compile_lock
 
 from . import passes, targets
 from .capture import (
@@ -29,9 +30,6 @@ from .targets.constants import Constants
 from .watch import WeightWatch
 
 _DTYPES = {"model": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-#: Export patches ``nn.Module`` while it traces, for all threads: one at a time.
-_EXPORTING = threading.Lock()
 
 #: Every compiled graph that is still in use, so that ``zoomc.refresh`` finds a model's.
 _LIVE: weakref.WeakSet[CompiledGraph] = weakref.WeakSet()
@@ -142,7 +140,9 @@ class CompiledGraph:
         check_device(args, target.device)
         with record.stage("capture"):
             try:
-                with _EXPORTING:
+                # Export patches nn.Module while it traces, for all threads: no other thread may
+                # export, nor Dynamo trace, meanwhile.
+                with compile_lock:
                     program = capture(self._gm, args, self._names)
             except ZoomcError:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from tvm import relax
 
 from ...kernels.tir.kernel import STORAGE, Kernel, Operand, TensorSpec
 from .plan import Plan, spec_of
+
+#: TVM's block builders share one stack among all threads.
+_BUILDING = threading.Lock()
 
 
 @dataclass
@@ -87,10 +91,15 @@ def build(
     target: tvm.target.Target,
 ) -> relax.VMExecutable:
     """Compile the segments into code for the virtual machine, linked with the kernels."""
-    builder = relax.BlockBuilder()
-    for segment in segments:
-        emit(builder, segment, plan, symbol)
+    with _BUILDING:
+        builder = relax.BlockBuilder()
+        for segment in segments:
+            emit(builder, segment, plan, symbol)
     executable = tvm.compile(builder.get(), target=target)
+    # TVM adds an empty C module where a graph has no generated code of its own. It would make the
+    # virtual machine emit every kernel a second time, as objects for the system's C compiler:
+    # slow, a tool the user may not have, and not safe from two threads.
+    executable.mod.clear_imports()
     for library in libraries:
         executable.mod.import_module(library.mod)
     return executable
