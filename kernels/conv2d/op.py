@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from .. import integer
 from ..activation import ACTIVATIONS
 from ..operator import operator
 
@@ -29,7 +30,8 @@ def _out(size: int, kernel: int, padding: Sequence[int], stride: int, dilation: 
     "conv2d(Tensor[] inputs, Tensor weight, Tensor? bias=None, *, int[2] stride=[1, 1],"
     " int[4] padding=[0, 0, 0, 0], int[2] dilation=[1, 1], int groups=1, bool upsample=False,"
     " int norm_groups=0, Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=1e-05,"
-    ' str pre_activation="none", Tensor? shift=None, Tensor? residual=None) -> Tensor',
+    ' str pre_activation="none", Tensor? shift=None, Tensor? residual=None,'
+    " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None) -> Tensor",
     flops=_flops,
 )
 def conv2d(
@@ -49,6 +51,9 @@ def conv2d(
     pre_activation: str = "none",
     shift: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
+    group_scale: torch.Tensor | None = None,
+    channel_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Concatenate, upsample, normalise, activate, convolve, shift and add, in that order.
 
@@ -68,23 +73,43 @@ def conv2d(
         pre_activation: a name of :data:`ACTIVATIONS`, applied after the norm.
         shift: ``(N, O)``, added to every pixel: the time embedding.
         residual: ``(N, OH, OW, O)``, added last.
+        table: int8, the weights that uint8 codes stand for: 4, 16 or 256 of them.
+        group_scale: int8 ``(O, ceil(sum(C_i) / groups / 64), KH, KW)``, what the table's values
+            are multiplied by.
+        channel_scale: fp32 ``(O,)``. If given, the product is one of integers: ``weight`` holds
+            int8 values or codes, and images are quantised to int8, each by a scale of its own;
+            all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
 
     Returns:
         ``(N, OH, OW, O)``, dense, in the dtype of ``inputs``.
     """
     x = torch.cat([t.permute(0, 3, 1, 2) for t in inputs], dim=1)
+    stored = x.dtype
+    if channel_scale is not None:
+        x, bias, norm_weight, norm_bias, shift, residual = integer.wide(
+            x, bias, norm_weight, norm_bias, shift, residual
+        )
     if norm_groups:
         x = F.group_norm(x, norm_groups, norm_weight, norm_bias, norm_eps)
+    low, high = x, x
+    if channel_scale is not None:
+        low, high = (fn((1, 2, 3), keepdim=True) for fn in (x.amin, x.amax))
     x = ACTIVATIONS[pre_activation](x)
     if upsample:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
     top, bottom, left, right = padding
-    x = F.conv2d(
-        F.pad(x, (left, right, top, bottom)), weight, bias, list(stride), 0, list(dilation), groups
-    )
+    sides, steps = (left, right, top, bottom), (list(stride), 0, list(dilation), groups)
+    if channel_scale is None:
+        x = F.conv2d(F.pad(x, sides), weight, bias, *steps)
+    else:
+        codes, scale = integer.quantise(x, integer.extent(low, high, pre_activation))
+        weight = integer.integer_weight(weight, table, group_scale)
+        sums = F.conv2d(F.pad(codes.double(), sides), weight.double(), None, *steps)  # exact
+        x = sums.float() * (scale * channel_scale[:, None, None])
+        x = x if bias is None else x + bias[:, None, None]
     if shift is not None:
         x = x + shift[:, :, None, None]
     y = x.permute(0, 2, 3, 1)
     if residual is not None:
         y = y + residual
-    return y.clone(memory_format=torch.contiguous_format)
+    return y.to(stored).clone(memory_format=torch.contiguous_format)

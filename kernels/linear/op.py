@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from .. import integer
 from ..activation import ACTIVATIONS
 from ..operator import operator
 
@@ -20,7 +21,8 @@ def _linear_flops(args: Mapping[str, Any]) -> int:
 @operator(
     "linear(Tensor x, Tensor weight, Tensor? bias=None, *, bool norm=False,"
     " Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=1e-05,"
-    ' str pre_activation="none", str activation="none", Tensor? residual=None) -> Tensor',
+    ' str pre_activation="none", str activation="none", Tensor? residual=None,'
+    " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None) -> Tensor",
     flops=_linear_flops,
 )
 def linear(
@@ -35,6 +37,9 @@ def linear(
     pre_activation: str = "none",
     activation: str = "none",
     residual: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
+    group_scale: torch.Tensor | None = None,
+    channel_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Layer norm, activate, multiply, activate and add, in that order.
 
@@ -50,13 +55,31 @@ def linear(
         pre_activation: a name of :data:`ACTIVATIONS`, applied to ``x`` after the norm.
         activation: a name of :data:`ACTIVATIONS`, or ``"geglu"``: value × gelu(gate).
         residual: the result's shape, added last.
+        table: int8, the weights that uint8 codes stand for: 4, 16 or 256 of them.
+        group_scale: int8 ``(N, ceil(K / 64))``, what the table's values are multiplied by.
+        channel_scale: fp32 ``(N,)``. If given, the product is one of integers: ``weight`` holds
+            int8 values or codes, and rows are quantised to int8, each by a scale of its own;
+            all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
 
     Returns:
         ``(..., N)``, or ``(..., N / 2)`` with geglu; dense, in the dtype of ``x``.
     """
+    stored = x.dtype
+    if channel_scale is not None:
+        x, bias, norm_weight, norm_bias, residual = integer.wide(
+            x, bias, norm_weight, norm_bias, residual
+        )
     if norm:
         x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
-    y = F.linear(ACTIVATIONS[pre_activation](x), weight, bias)
+    x = ACTIVATIONS[pre_activation](x)
+    if channel_scale is None:
+        y = F.linear(x, weight, bias)
+    else:
+        codes, scale = integer.quantise(x, x.abs().amax(-1, keepdim=True))
+        weight = integer.integer_weight(weight, table, group_scale)
+        sums = F.linear(codes.double(), weight.double())  # exact
+        y = sums.float() * (scale * channel_scale)
+        y = y if bias is None else y + bias
     if activation == "geglu":
         value, gate = y.chunk(2, dim=-1)
         y = value * F.gelu(gate)
@@ -64,7 +87,7 @@ def linear(
         y = ACTIVATIONS[activation](y)
     if residual is not None:
         y = y + residual
-    return y.clone(memory_format=torch.contiguous_format)
+    return y.to(stored).clone(memory_format=torch.contiguous_format)
 
 
 def _matmul_flops(args: Mapping[str, Any]) -> int:

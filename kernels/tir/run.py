@@ -12,6 +12,8 @@ from ..operator import OPERATORS
 from .isa import Isa
 from .kernel import STORAGE, Call, Kernel, TensorSpec, Value, lower
 
+_CONSTANT = frozenset("weight bias norm_weight norm_bias table group_scale channel_scale".split())
+
 _ALIVE: list[Any] = []  # JIT-compiled code must outlive every function taken from it
 
 
@@ -34,8 +36,7 @@ def overload(op: str) -> torch._ops.OpOverload:
 def bind(op: str, *args: Any, **kwargs: Any) -> Call:
     """A call from tensors: arguments named by the schema, weights marked constant.
 
-    The arguments called ``weight``, ``bias``, ``norm_weight`` and ``norm_bias`` count as
-    constants, as they are in a captured graph.
+    The arguments in :data:`_CONSTANT` count as constants, as they are in a captured graph.
     """
     target = overload(op)
     schema = target._schema.arguments
@@ -43,7 +44,7 @@ def bind(op: str, *args: Any, **kwargs: Any) -> Call:
     bound |= dict(zip((a.name for a in schema), args, strict=False)) | kwargs
 
     def wrap(name: str, x: Any) -> Any:
-        constant = name in ("weight", "bias", "norm_weight", "norm_bias")
+        constant = name in _CONSTANT
         return _map(x, lambda t: Value(TensorSpec(tuple(t.shape), t.dtype), constant, t))
 
     # A creator takes no tensor that would keep it off the CPU.
