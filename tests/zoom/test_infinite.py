@@ -163,10 +163,12 @@ def test_compiling_takes_each_model_as_one_graph(picture, quick, tmp_path):
 
     torch._dynamo.reset()
     plain = random_pipeline(channels=(32, 64), vae_channels=(8, 16, 16), size=32)
-    wanted = InfiniteZoom(plain, compile=False)(picture, "a", tmp_path / "a.mp4", quick)
+    wanted = InfiniteZoom(plain, compile=False)(picture, "a", tmp_path / "a", quick)
     keys = list(plain.unet.state_dict())
     compile_pipeline(plain, {"threads": 1}, backend=backend)
-    got = InfiniteZoom(plain, compile=False)(picture, "a", tmp_path / "b.mp4", quick)
-    assert got.read_bytes() == wanted.read_bytes()
+    got = InfiniteZoom(plain, compile=False)(picture, "a", tmp_path / "b", quick)
+    # Dynamo's graph may add in another order than the model's own code.
+    for a, b in zip(keyframes(got), keyframes(wanted), strict=True):
+        np.testing.assert_allclose(a.astype(int), b.astype(int), atol=2)
     assert len(graphs) == 4 and all(options == {"threads": 1} for _, options in graphs)
     assert list(plain.unet.state_dict()) == keys
