@@ -29,6 +29,17 @@ class Operator:
     flops: Callable[[Mapping[str, Any]], int]
 
 
+def declare(
+    schema: str, reference: Callable[..., Any], fake: Callable[..., Any]
+) -> torch._ops.OpOverload:
+    """Declare ``zoomc::<schema>``: what it computes, and the shapes of that on fake tensors."""
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    name = schema.partition("(")[0]
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"zoomc::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.zoomc, name).default  # type: ignore[no-any-return]
+
+
 def operator(
     schema: str, flops: Callable[[Mapping[str, Any]], int]
 ) -> Callable[[Callable[..., torch.Tensor]], torch._ops.OpOverload]:
@@ -38,13 +49,10 @@ def operator(
     results are dense, so that a target may store them as it likes.
     """
 
-    def declare(reference: Callable[..., torch.Tensor]) -> torch._ops.OpOverload:
-        _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        name = schema.partition("(")[0]
-        _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"zoomc::{name}", reference, lib=_LIBRARY)
-        op = getattr(torch.ops.zoomc, name).default
-        OPERATORS[f"zoomc::{name}"] = Operator(f"zoomc::{name}", op, reference, flops)
+    def register(reference: Callable[..., torch.Tensor]) -> torch._ops.OpOverload:
+        op = declare(schema, reference, reference)
+        name = f"zoomc::{schema.partition('(')[0]}"
+        OPERATORS[name] = Operator(name, op, reference, flops)
         return op
 
-    return declare
+    return register

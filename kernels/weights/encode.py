@@ -1,0 +1,141 @@
+"""Choosing codes and scales: the smallest squared error, found by search over whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+
+from ..integer import GROUP
+from .coded import Coded
+from .encoding import Encoding, NonFiniteWeightError
+from .fit import fit_table
+from .prune import prune
+from .scales import choose_scales, refit
+from .tables import UNIFORM, Table, codes_of
+
+#: Elements encoded at a time: their few temporaries stay in the near caches.
+BLOCK = 1 << 18
+
+#: Clipping points tried for int8, as parts of a channel's largest weight.
+_CLIPS = (1.0, 0.95, 0.9, 0.83, 0.75, 0.65)
+
+#: Elements that stand for a layer when its table is chosen.
+_SAMPLE = 1 << 16
+
+
+@torch.no_grad()
+def encode(
+    weight: torch.Tensor, encoding: Encoding, importance: torch.Tensor | None = None
+) -> Coded:
+    """Encode a weight.
+
+    Args:
+        weight: ``(N, K)`` or ``(O, I, KH, KW)``, floating and finite.
+        encoding: any that has codes (not ``keep``).
+        importance: of each input channel's error, ``(K,)`` or ``(I,)``, such as the mean square
+            of its activations; None weighs all alike.
+
+    Returns:
+        the codes in the weight's own shape; see :class:`Coded`.
+
+    Raises:
+        NonFiniteWeightError: the weight holds NaN or infinity.
+    """
+    if encoding.pruning:
+        weight = prune(weight, encoding.pruning)
+    if encoding.kind == "int8":
+        return _encode_values(weight, importance)
+    taps = weight.reshape(*weight.shape[:2], -1)
+    if importance is not None:
+        importance = _grouped(importance.float().view(1, -1, 1))
+    table = UNIFORM
+    if encoding.kind == "shared":
+        table = fit_table(
+            _sample(taps), encoding.entries, importance, zero=encoding.pruning is not None
+        )
+    out, channels, runs = taps.shape
+    codes = torch.empty(out, channels, runs, dtype=torch.uint8)
+    group_scale = torch.empty(out, -(-channels // GROUP), runs, dtype=torch.int8)
+    channel_scale = torch.empty(out)
+    for rows in _row_blocks(taps):
+        x = _grouped(taps[rows])
+        code, scale, channel = _encode_block(x, table, importance)
+        codes[rows] = code.permute(1, 2, 0, 3).reshape(len(code[0]), -1, runs)[:, :channels]
+        group_scale[rows], channel_scale[rows] = scale, channel
+    shape = (out, group_scale.shape[1], *weight.shape[2:])
+    return Coded(codes.view(weight.shape), table.values, group_scale.view(shape), channel_scale)
+
+
+def _encode_block(
+    x: torch.Tensor, table: Table, importance: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes, group scales and channel scales of a block ``(64, O, G, taps)``."""
+    largest = _divisor(torch.maximum(x.amax(dim=0), -x.amin(dim=0)).amax(dim=(1, 2), keepdim=True))
+    x = x / largest  # squares of very large and very small weights stay in range
+    group_scale, channel_scale = choose_scales(x, table, importance)
+    codes = codes_of(x, group_scale * channel_scale, table)
+    channel_scale = refit(x, codes, table, group_scale, channel_scale, importance)
+    return codes, group_scale.to(torch.int8), (channel_scale * largest).flatten()
+
+
+def _encode_values(weight: torch.Tensor, importance: torch.Tensor | None) -> Coded:
+    """int8 per output channel."""
+    out = len(weight)
+    runs = weight[0, 0].numel()
+    flat = weight.reshape(out, -1)
+    each = None if importance is None else importance.float().repeat_interleave(runs)
+    codes = torch.empty(flat.shape, dtype=torch.int8)
+    channel_scale = torch.empty(out)
+    for rows in _row_blocks(flat):
+        x = flat[rows].float()
+        largest = _divisor(x.abs().amax(dim=1, keepdim=True))
+        best, scale = torch.full_like(largest, torch.inf), torch.empty_like(largest)
+        unit = x / largest
+        for clip in _CLIPS:
+            q = (unit * (127 / clip)).round_().clamp_(-127, 127)
+            error = q.mul_(clip / 127).sub_(unit).square_()
+            error = (error if each is None else error.mul_(each)).sum(dim=1, keepdim=True)
+            scale = torch.where(error < best, clip / 127, scale)
+            best = torch.minimum(error, best)
+        q = (unit / scale).round_().clamp_(-127, 127)
+        codes[rows] = q.to(torch.int8)
+        weighted = q if each is None else q * each
+        norm = (weighted * q).sum(dim=1)
+        fit = (weighted * unit).sum(dim=1) / norm
+        fit = torch.where(norm > 0, fit, scale.flatten())
+        channel_scale[rows] = fit * largest.flatten()
+    return Coded(codes.view(weight.shape), None, None, channel_scale)
+
+
+def _row_blocks(x: torch.Tensor) -> Iterator[slice]:
+    step = max(1, BLOCK // max(1, x[0].numel()))
+    return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+
+
+def _grouped(taps: torch.Tensor) -> torch.Tensor:
+    """``(O, I, taps)`` as fp32 ``(64, O, ceil(I / 64), taps)``: scales broadcast along axis 0."""
+    padded = F.pad(taps, (0, 0, 0, -taps.shape[1] % GROUP)).float()
+    return padded.unflatten(1, (-1, GROUP)).permute(2, 0, 1, 3).contiguous()
+
+
+def _divisor(x: torch.Tensor) -> torch.Tensor:
+    """Sizes to divide by: those of nothing but zeros, or next to nothing, become one.
+
+    Raises:
+        NonFiniteWeightError: one of them is NaN or infinite.
+    """
+    if not torch.isfinite(x).all():
+        raise NonFiniteWeightError(
+            'a weight holds NaN or infinity and cannot be encoded: mend it, or use weights="keep"'
+        )
+    return torch.where(x > torch.finfo(torch.float32).tiny * 256, x, 1.0)
+
+
+def _sample(taps: torch.Tensor) -> torch.Tensor:
+    """Output channels spread over the layer, grouped, that stand for all of them."""
+    count = max(1, min(len(taps), _SAMPLE // max(1, taps[0].numel())))
+    rows = torch.linspace(0, len(taps) - 1, count).round().long()
+    x = _grouped(taps[rows])
+    return x / _divisor(x.abs().amax(dim=(0, 2, 3), keepdim=True))
