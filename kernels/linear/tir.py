@@ -24,7 +24,8 @@ from ..tir.pack import (
     round_up,
 )
 from ..tir.primfunc import check_sizes, prim_func
-from . import matmul  # noqa: F401 - registers its lowering
+from . import coded
+from . import matmul as _matmul  # noqa: F401 - registers its lowering
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,6 +37,8 @@ def linear(call: Call, isa: Isa) -> Kernel:
     Raises:
         Unsupported: dtypes other than fp32, bf16, fp16, or mixed; empty tensors.
     """
+    if call["channel_scale"] is not None:
+        return coded.linear(call, isa)
     x, weight, bias, residual = (call[n] for n in ("x", "weight", "bias", "residual"))
     dtype = x.spec.dtype
     tensors = [v for v in call.args.values() if isinstance(v, Value)]

@@ -11,12 +11,41 @@ from tvm.tirx.script import builder as T
 from .convert import store
 from .gemm import Place
 from .isa import Isa
-from .memory import load
+from .memory import load, load_raw, splat, typed
 from .micro import Micro
 from .short import activation
 
 Expr = Any
 Buffer = Any
+
+
+@dataclass(frozen=True)
+class IntegerSums:
+    """int32 sums of quantised operands on their way back.
+
+    Attributes:
+        columns: flat fp32 buffer of the columns' scales, in panel order.
+        rows: flat fp32 buffer of A's scales.
+        images: these are one an image, else one a pixel.
+        correction: flat int32 buffer, added to the sums of a column, or None.
+    """
+
+    columns: Buffer
+    rows: Buffer
+    images: bool
+    correction: Buffer | None
+
+    def scale(self, place: Place, pixel: Expr) -> Expr:
+        """A's scale at a pixel."""
+        return T.bind(self.rows[place.image if self.images else pixel])
+
+    def value(self, sums: Buffer, at: Expr, column: Expr, scale: Expr, lanes: int) -> Expr:
+        """fp32 lanes of the sums from an element on; ``column`` is the first one's."""
+        total = load_raw(sums, [at], lanes)
+        if self.correction is not None:
+            total = total + load_raw(self.correction, [column], lanes)
+        factor = T.bind(load(self.columns, [column], lanes) * splat(scale, lanes))
+        return T.Cast(typed("float32", lanes), total) * factor
 
 
 @dataclass(frozen=True)
@@ -32,6 +61,7 @@ class Epilogue:
         shift: flat buffer ``[image][columns]``, or None.
         activation: name of an activation, or ``"geglu"``.
         residual: flat buffer of the result's shape, or None.
+        integer: how int32 sums become fp32, or None where they are.
     """
 
     isa: Isa
@@ -42,6 +72,7 @@ class Epilogue:
     shift: Buffer | None = None
     activation: str = "none"
     residual: Buffer | None = None
+    integer: IntegerSums | None = None
 
     @property
     def _width(self) -> int:
@@ -86,8 +117,14 @@ class Epilogue:
     def _emitter(
         self, place: Place, pixel: Expr, panel: Expr, sums: Buffer, row: Expr
     ) -> Callable[[Expr, int], None]:
+        scale = self.integer.scale(place, pixel) if self.integer else None
+
         def value(column: Expr, lanes: int) -> Expr:
-            x = load(sums, [row + column], lanes)
+            if self.integer:
+                where = panel * self.micro.columns + column
+                x = self.integer.value(sums, row + column, where, scale, lanes)
+            else:
+                x = load(sums, [row + column], lanes)
             if self.bias is not None:
                 x = x + load(self.bias, [panel * self.micro.columns + column], lanes)
             return x

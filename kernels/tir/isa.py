@@ -22,7 +22,8 @@ class Isa:
         requires: ``/proc/cpuinfo`` flags without which the path cannot run.
         fma: fused multiply-add is one instruction.
         bf16_dot: ``vdpbf16ps``: pairs of bf16 multiplied and added into fp32 lanes.
-        amx: tile registers with bf16 products (16 rows of 64 bytes).
+        amx: tile registers with bf16 and int8 products (16 rows of 64 bytes).
+        vnni: four unsigned bytes multiplied by signed ones and added into int32 lanes.
         threads: workers that share a parallel loop.
         l1: bytes of one core's first-level data cache.
         l2: bytes of one core's second-level cache.
@@ -37,6 +38,7 @@ class Isa:
     fma: bool = False
     bf16_dot: bool = False
     amx: bool = False
+    vnni: bool = False
     threads: int = 1
     l1: int = 32 << 10
     l2: int = 1 << 20
@@ -59,7 +61,7 @@ PATHS: tuple[Isa, ...] = (
         "",
         16,
         32,
-        _AVX512 | {"avx512_bf16", "amx_tile", "amx_bf16"},
+        _AVX512 | {"avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"},
         fma=True,
         bf16_dot=True,
         amx=True,
@@ -117,6 +119,9 @@ def isa(name: str = "auto", threads: int | None = None) -> Isa:
     missing = path.requires - cpu_flags()
     if missing:
         raise ValueError(f"this CPU has no {', '.join(sorted(missing))}, which {name!r} needs")
+    flag, feature = ("avx512_vnni", "avx512vnni") if path.lanes == 16 else ("avx_vnni", "avxvnni")
+    if path.lanes >= 8 and flag in cpu_flags():
+        path = dataclasses.replace(path, vnni=True, features=f"+{feature}")
     return dataclasses.replace(
         path,
         threads=threads or len(os.sched_getaffinity(0)),

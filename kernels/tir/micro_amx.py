@@ -25,7 +25,8 @@ def _configuration() -> str:
     return "".join(f"\\{byte:02X}" for byte in palette + row_bytes + rows)
 
 
-_PRELUDE = f"""
+#: Declarations, and the functions that configure and release the tiles.
+PRELUDE = f"""
 declare void @llvm.x86.ldtilecfg(ptr)
 declare void @llvm.x86.tilerelease()
 declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)
@@ -33,6 +34,7 @@ declare void @llvm.x86.tilezero(i8 immarg)
 declare void @llvm.x86.tileloadd64(i8 immarg, ptr, i64)
 declare void @llvm.x86.tilestored64(i8 immarg, ptr, i64)
 declare void @llvm.x86.tdpbf16ps(i8 immarg, i8 immarg, i8 immarg)
+declare void @llvm.x86.tdpbssd(i8 immarg, i8 immarg, i8 immarg)
 @zoomc_tiles = internal constant [64 x i8] c"{_configuration()}", align 64
 define void @{CONFIGURE}() #0 {{
   call void @llvm.x86.ldtilecfg(ptr @zoomc_tiles)
@@ -45,11 +47,13 @@ define void @{RELEASE}() #0 {{
 """
 
 
-def _load(tile: int, pointer: str, pitch: str) -> str:
+def load_tile(tile: int, pointer: str, pitch: str) -> str:
+    """A line of IR that loads a tile whose rows are ``pitch`` bytes apart."""
     return f"  call void @llvm.x86.tileloadd64(i8 {tile}, ptr {pointer}, i64 {pitch})"
 
 
-def _products(multiply: str) -> list[str]:
+def products(multiply: str) -> list[str]:
+    """Lines of IR that add the four products of tiles 4 and 5 with 6 and 7."""
     return [
         f"  call void @llvm.x86.{multiply}(i8 {2 * i + j}, i8 {4 + i}, i8 {6 + j})"
         for i in (0, 1)
@@ -84,7 +88,7 @@ def _kernel(name: str, a_step: int, b_step: int, body: list[str], ahead: int) ->
         *(f"  call void @llvm.x86.tilezero(i8 {t})" for t, _ in quarters),
         "  br label %loop",
         "old:",
-        *(_load(t, f"%c{t}", "128") for t, _ in quarters),
+        *(load_tile(t, f"%c{t}", "128") for t, _ in quarters),
         "  br label %loop",
         "loop:",
         "  %k = phi i64 [0, %zero], [0, %old], [%k1, %loop]",
@@ -104,7 +108,7 @@ def _kernel(name: str, a_step: int, b_step: int, body: list[str], ahead: int) ->
         "}",
     ]
     return Text(
-        name, _PRELUDE + "\n".join(lines) + "\n" + attributes(_FEATURES) + loop_without_unrolling()
+        name, PRELUDE + "\n".join(lines) + "\n" + attributes(_FEATURES) + loop_without_unrolling()
     )
 
 
@@ -113,11 +117,11 @@ def bf16(ahead: int = 0) -> Text:
     """bf16 A and panel; 32 values of K a step."""
     body = [
         "  %pb1 = getelementptr i8, ptr %pb, i64 64",
-        _load(6, "%pb", "128"),
-        _load(4, "%pa0", "%pitch"),
-        _load(7, "%pb1", "128"),
-        _load(5, "%pa1", "%pitch"),
-        *_products("tdpbf16ps"),
+        load_tile(6, "%pb", "128"),
+        load_tile(4, "%pa0", "%pitch"),
+        load_tile(7, "%pb1", "128"),
+        load_tile(5, "%pa1", "%pitch"),
+        *products("tdpbf16ps"),
     ]
     return _kernel("zoomc_tiles_bf16", 64, 2 * _TILE_BYTES, body, ahead)
 
@@ -143,9 +147,9 @@ def fp32_in_three(ahead: int = 0) -> Text:
     # In an order that changes one operand at a time where it can, and small products first.
     for a, b in ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)):
         if b != held[1]:
-            body += [_load(6, f"%pb{b}_0", "128"), _load(7, f"%pb{b}_1", "128")]
+            body += [load_tile(6, f"%pb{b}_0", "128"), load_tile(7, f"%pb{b}_1", "128")]
         if a != held[0]:
-            body += [_load(4, f"%pa{a}_0", "%pitch"), _load(5, f"%pa{a}_1", "%pitch")]
-        body += _products("tdpbf16ps")
+            body += [load_tile(4, f"%pa{a}_0", "%pitch"), load_tile(5, f"%pa{a}_1", "%pitch")]
+        body += products("tdpbf16ps")
         held = (a, b)
     return _kernel("zoomc_tiles_fp32", 192, 6 * _TILE_BYTES, body, ahead)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.tirx.script import builder as T
@@ -40,6 +41,65 @@ def _sum(x: Buffer, row: Expr, channels: int, lanes: int, term: Any) -> Expr:
     return lane_sum(wide, lanes)
 
 
+def row_values(
+    lanes: int,
+    x: Buffer,
+    row: Expr,
+    channels: int,
+    *,
+    norm: bool = False,
+    gain: Buffer | None = None,
+    offset: Buffer | None = None,
+    eps: float = 0.0,
+    activation: str = "none",
+) -> Callable[[Expr, int], Expr]:
+    """Emit what a row's values depend on; the result gives the fp32 lanes at a channel.
+
+    Args:
+        lanes: of a vector.
+        x: flat buffer.
+        row: element at which the row begins.
+        channels: its values.
+        norm: layer norm over the row; the variance is taken about the mean.
+        gain: flat ``[channels]`` or None.
+        offset: flat ``[channels]`` or None.
+        eps: added to the variance.
+        activation: name of an activation, applied last.
+    """
+    mean = scale = None
+    if norm:
+        per = T.float32(1.0 / channels)
+        mean = T.bind(_sum(x, row, channels, lanes, lambda v, n: v) * per)
+
+        def square(v: Expr, n: int) -> Expr:
+            d = T.bind(v - splat(mean, n))
+            return d * d
+
+        variance = _sum(x, row, channels, lanes, square) * per
+        scale = T.bind(T.float32(1) / T.sqrt(variance + T.float32(eps)))
+
+    def value(c: Expr, n: int) -> Expr:
+        v = load(x, [row + c], n)
+        if norm:
+            v = (v - splat(mean, n)) * splat(scale, n)
+            v = v * load(gain, [c], n) if gain is not None else v
+            v = v + load(offset, [c], n) if offset is not None else v
+        return T.bind(ACTIVATIONS[activation](v, n))
+
+    return value
+
+
+def each(channels: int, lanes: int, emit: Callable[[Expr, int], None]) -> None:
+    """Emit for every channel: vectors, then what is left."""
+    whole, rest = divmod(channels, lanes)
+    if whole:
+        with T.serial(whole) as v:
+            emit(v * lanes, lanes)
+    if rest:
+        with T.serial(rest) as i:
+            emit(whole * lanes + i, 1)
+
+
 def rows(
     layout: Layout,
     x: Buffer,
@@ -73,34 +133,18 @@ def rows(
     with T.parallel(count) as m:
         row = T.bind(m * channels)
         target = T.bind(m * pitch)
-        mean = scale = None
-        if norm:
-            per = T.float32(1.0 / channels)
-            mean = T.bind(_sum(x, row, channels, lanes, lambda v, n: v) * per)
-
-            def square(v: Expr, n: int, mean: Expr = mean) -> Expr:
-                d = T.bind(v - splat(mean, n))
-                return d * d
-
-            variance = _sum(x, row, channels, lanes, square) * per
-            scale = T.bind(T.float32(1) / T.sqrt(variance + T.float32(eps)))
-
-        def one(c: Expr, n: int) -> None:
-            v = load(x, [row + c], n)
-            if norm:
-                v = (v - splat(mean, n)) * splat(scale, n)
-                v = v * load(gain, [c], n) if gain is not None else v
-                v = v + load(offset, [c], n) if offset is not None else v
-            v = T.bind(ACTIVATIONS[activation](v, n))
-            layout.store(out, target, c, v, n)
-
-        whole, rest = divmod(channels, lanes)
-        if whole:
-            with T.serial(whole) as v:
-                one(v * lanes, lanes)
-        if rest:
-            with T.serial(rest) as i:
-                one(whole * lanes + i, 1)
+        value = row_values(
+            lanes,
+            x,
+            row,
+            channels,
+            norm=norm,
+            gain=gain,
+            offset=offset,
+            eps=eps,
+            activation=activation,
+        )
+        each(channels, lanes, lambda c, n: layout.store(out, target, c, value(c, n), n))
         padded = pitch // layout.planes
         if padded > channels:
             zero = T.float32(0)

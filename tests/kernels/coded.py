@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
+from zoomc.kernels.operator import OPERATORS
+from zoomc.kernels.tir.isa import Isa, isa, supported
+from zoomc.kernels.tir.kernel import lower
+from zoomc.kernels.tir.run import bind, load
 
 
 def exact(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -36,3 +41,43 @@ def coded(shape: tuple[int, ...], bits: int, seed: int = 0) -> tuple[torch.Tenso
         group_scale = torch.randint(1, largest + 1, scales, generator=generator)
         extra |= {"table": table.to(torch.int8), "group_scale": group_scale.to(torch.int8)}
     return weight, extra
+
+
+def machines() -> dict[str, Isa]:
+    """Every path this CPU can run, and again without the instruction for bytes.
+
+    Integer code on ``avx512_bf16`` is that of ``avx512``.
+    """
+    found = {}
+    for name in (n for n in supported() if n != "avx512_bf16"):
+        path = isa(name, 2)
+        found[name] = path
+        if path.vnni and not path.amx:
+            found[f"{name} without vnni"] = dataclasses.replace(path, vnni=False, features="")
+    return found
+
+
+MACHINES = machines()
+
+
+def check_exact(machine: str, op: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Run a call whose operands quantise exactly; every sum must be the reference's."""
+    path = MACHINES[machine]
+    result = load(lower(bind(op, *args, **kwargs), path), path)().clone()
+    expected = OPERATORS[op].reference(*args, **kwargs)
+    assert torch.equal(result, expected), f"{machine}: {(result != expected).sum()} sums differ"
+    return result
+
+
+def check_close(machine: str, op: str, *args: Any, **kwargs: Any) -> None:
+    """Run a call whose operands are computed first, and compare it with its reference.
+
+    What is quantised may differ in its last place, and so, where it lies between two codes, by a
+    code: few do, each by 1/127 of the largest. Beyond that a result is rounded once to its dtype.
+    """
+    path = MACHINES[machine]
+    result = load(lower(bind(op, *args, **kwargs), path), path)().clone()
+    expected = OPERATORS[op].reference(*args, **kwargs)
+    assert result.shape == expected.shape and result.dtype == expected.dtype
+    error = (result.double() - expected.double()).norm() / expected.double().norm()
+    assert error < 2e-3 + torch.finfo(result.dtype).eps / 2, f"{machine}: off by {error:.2e}"

@@ -1,0 +1,128 @@
+"""CPU kernels of ``zoomc::linear`` on coded weights: rows become int8, products are integers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tvm.tirx.script import builder as T
+
+from ..integer import LONGEST
+from ..tir import convert, quantise
+from ..tir.codes import Codes
+from ..tir.epilogue import Epilogue, IntegerSums
+from ..tir.gemm import Rows
+from ..tir.integer_product import IntegerProduct
+from ..tir.isa import Isa
+from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value
+from ..tir.key import call_key
+from ..tir.micro_int8 import micro as choose
+from ..tir.normalise import row_values
+from ..tir.pack import column_operand, round_up
+from ..tir.primfunc import check_sizes, prim_func
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CODES = ("weight", "table", "group_scale", "channel_scale", "bias")
+
+
+def check(call: Call, dtype: torch.dtype, k: int) -> None:
+    """Refuse coded calls that no integer kernel takes.
+
+    Raises:
+        Unsupported: activations other than fp32, bf16, fp16; codes known only at run time;
+            sums that could leave int32.
+    """
+    if dtype not in _DTYPES:
+        raise Unsupported(f"activations of {dtype} with coded weights")
+    if any(call[n] is not None and not call[n].constant for n in _CODES):
+        raise Unsupported("coded weights that are not constants")
+    if k > LONGEST:
+        raise Unsupported(f"int8 products of {k} values, whose sums may leave int32")
+
+
+def operands(call: Call, codes: Codes) -> dict[str, Operand]:
+    """The packed constants of a coded call."""
+    weight, table, group_scale = (call[n] for n in _CODES[:3])
+    named = {"panels": codes.operand(weight, table, group_scale)}
+    if codes.bits < 8:
+        named["table"] = codes.table(table)
+    named["factors"] = column_operand(call["channel_scale"], codes.micro, codes.gated)
+    if codes.micro.zero:
+        named["correction"] = codes.correction(weight, table, group_scale)
+    if call["bias"] is not None:
+        named["columns"] = column_operand(call["bias"], codes.micro, codes.gated)
+    return named
+
+
+def linear(call: Call, isa: Isa) -> Kernel:
+    """One product over the rows of the flattened input.
+
+    Raises:
+        Unsupported: see :func:`check`; empty tensors.
+    """
+    x, weight, residual = call["x"], call["weight"], call["residual"]
+    check_sizes([*(v.spec for v in call.args.values() if isinstance(v, Value)), call.out])
+    columns, k = weight.spec.shape
+    check(call, x.spec.dtype, k)
+    count = x.spec.numel // k
+    micro = choose(isa)
+    layout = quantise.Blocks(isa, micro, k, round_up(count, micro.rows))
+    rows = Rows(1, 1, count, count, count, exact=False)
+    codes = Codes.of(weight, call["table"], micro, call["activation"] == "geglu")
+    product = IntegerProduct.of(isa, layout, rows, (0,), codes)
+
+    inputs = {"x": Operand((x,)), **operands(call, codes)}
+    for name in ("norm_weight", "norm_bias"):
+        if call["norm"] and call[name] is not None:
+            inputs[name] = Operand((call[name],))
+    if residual is not None:
+        inputs["residual"] = Operand((residual,))
+    scratch = {"a": layout.spec, "scales": TensorSpec((count,), torch.float32)}
+    work = product.scratch()
+
+    def body(buffers: list[Any]) -> None:
+        named = dict(zip([*inputs, "out", *scratch], buffers, strict=False))
+
+        def prepare(m: Any) -> Callable[[Any, int], Any]:
+            return row_values(
+                isa.lanes,
+                named["x"],
+                T.bind(m * k),
+                k,
+                norm=call["norm"],
+                gain=named.get("norm_weight"),
+                offset=named.get("norm_bias"),
+                eps=call["norm_eps"],
+                activation=call["pre_activation"],
+            )
+
+        quantise.rows(layout, named["a"], named["scales"], count, prepare)
+        epilogue = Epilogue(
+            isa,
+            micro,
+            call.out.shape[-1],
+            named["out"],
+            bias=named.get("columns"),
+            activation=call["activation"],
+            residual=named.get("residual"),
+            integer=IntegerSums(named["factors"], named["scales"], False, named.get("correction")),
+        )
+        product.emit(
+            named["a"], named["panels"], named.get("table"), buffers[-len(work) :], epilogue
+        )
+
+    specs = [*(o.spec for o in inputs.values()), call.out, *scratch.values(), *work]
+    texts = [*convert.texts(isa), micro.text, *codes.texts(isa)]
+    absorbed = [call["activation"]] if call["activation"] != "none" else []
+    return Kernel(
+        "_".join([f"linear_int{codes.bits}", *(["norm"] if call["norm"] else []), *absorbed]),
+        call_key(call, isa),
+        lambda: prim_func(specs, texts, body),
+        tuple(inputs.values()),
+        call.out,
+        (*scratch.values(), *work),
+        flops=2 * count * columns * k,
+        notes={"micro": micro.name, "bits": codes.bits, **dataclasses.asdict(product.cut)},
+    )

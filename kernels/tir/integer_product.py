@@ -1,0 +1,221 @@
+"""The product phase of integer kernels: decode a panel's chunk, multiply blocks of rows by it.
+
+Every worker owns a rectangle of row blocks and panels. For a run of row blocks that fits the
+second-level cache it goes through its panels; for each, through chunks of steps whose int8 panel
+part fits the first-level cache beside a block's rows; for each, through the row blocks. A chunk
+is decoded just before its use, once a run of row blocks: decoded weights never leave the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tvm.tirx.script import builder as T
+
+from .codes import Codes
+from .gemm import Place, Rows, place
+from .isa import Isa
+from .kernel import TensorSpec
+from .micro_int8 import STEP, IntegerMicro
+from .quantise import Blocks
+
+Expr = Any
+Buffer = Any
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a product is cut up; see the module's text.
+
+    Attributes:
+        row_workers: workers side by side along the row blocks.
+        column_workers: workers side by side along the panels.
+        blocks: row blocks between two reads of a panel.
+        chunk: steps of 64 values of K between two visits of a block.
+    """
+
+    row_workers: int
+    column_workers: int
+    blocks: int
+    chunk: int
+
+
+def cut(isa: Isa, micro: IntegerMicro, rows: Rows, steps: int, taps: int, codes: Codes) -> Cut:
+    """Cut a product up for a machine's caches and workers."""
+    total = -(-rows.groups(micro.rows) // micro.groups)
+    a_bytes = rows.count * (steps // taps) * micro.step_bytes
+    b_bytes = codes.panels * codes.panel_bytes * (1 if codes.bits == 8 else 4)
+
+    def cost(across: int) -> tuple[int, int]:
+        along = isa.threads // across
+        share = -(-total // across) * -(-codes.panels // along)
+        return share, across * b_bytes + along * a_bytes
+
+    across = min((d for d in range(1, isa.threads + 1) if isa.threads % d == 0), key=cost)
+    # Half of the first-level cache for the panel's chunk; whole blocks of channels where they
+    # fit, so that a row's lines serve all its taps while they are near.
+    fit = max(isa.l1 // 2 // (STEP * micro.columns), 1)
+    if fit >= taps > 1:
+        fit -= fit % taps
+    pieces = -(-steps // fit)
+    chunk = -(-steps // pieces)
+    if fit >= taps > 1:
+        chunk = -(-chunk // taps) * taps
+    share = -(-total // across)
+    held = micro.block * (steps // taps) * micro.step_bytes
+    sums = micro.block * micro.columns * 4 if chunk < steps else 0
+    most = max(isa.l2 // 2 // (held + sums), 1)
+    turns = -(-share // most)
+    return Cut(across, isa.threads // across, -(-share // turns), chunk)
+
+
+@dataclass(frozen=True)
+class IntegerProduct:
+    """One product: what it multiplies and how it is cut up.
+
+    Attributes:
+        isa: the instruction path.
+        layout: of A.
+        rows: which of A's rows stand for which output pixels.
+        taps: element offsets of A's rows from the pixel an output stands at, one a tap.
+        codes: the weights.
+        cut: how it is cut up.
+    """
+
+    isa: Isa
+    layout: Blocks
+    rows: Rows
+    taps: tuple[int, ...]
+    codes: Codes
+    cut: Cut
+
+    @classmethod
+    def of(
+        cls, isa: Isa, layout: Blocks, rows: Rows, taps: tuple[int, ...], codes: Codes
+    ) -> IntegerProduct:
+        """The product with a cut of its own."""
+        chosen = cut(isa, layout.micro, rows, codes.steps, len(taps), codes)
+        return cls(isa, layout, rows, taps, codes, chosen)
+
+    @property
+    def _single(self) -> bool:
+        return self.cut.chunk >= self.codes.steps
+
+    @property
+    def _sums(self) -> int:
+        held = 1 if self._single else self.cut.blocks
+        return held * self.layout.micro.block * self.layout.micro.columns
+
+    @property
+    def _room(self) -> int:
+        return self.cut.chunk * STEP * self.layout.micro.columns if self.codes.bits < 8 else 0
+
+    def scratch(self) -> tuple[TensorSpec, ...]:
+        """Workspace: accumulators, the steps' offsets, room for a decoded chunk where needed."""
+        workers = self.isa.threads
+        specs = (
+            TensorSpec((workers * self._sums,), torch.int32),
+            TensorSpec((self.codes.steps,), torch.int32),
+        )
+        if not self._room:
+            return specs
+        return (*specs, TensorSpec((workers * self._room,), torch.int8))
+
+    def emit(
+        self,
+        a: Buffer,
+        panels: Buffer,
+        table: Buffer | None,
+        scratch: list[Buffer],
+        finish: Callable[[Place, Expr, Buffer, Expr], None],
+    ) -> None:
+        """Emit the offsets and the parallel loop.
+
+        Args:
+            a: flat buffer of A in ``layout``.
+            panels: flat buffer of the weights in ``codes``.
+            table: flat buffer of their table, where they have one.
+            scratch: buffers of :meth:`scratch`.
+            finish: ``finish(place, panel, sums, at)`` stores a group's finished sums, which are
+                at element ``at``, a row ``columns`` apart.
+        """
+        micro, codes, plan = self.layout.micro, self.codes, self.cut
+        groups = self.rows.groups(micro.rows)
+        total = -(-groups // micro.groups)
+        steps, taps = codes.steps, len(self.taps)
+        pieces = -(-steps // plan.chunk)
+        size = micro.block * micro.columns
+        sums, offsets = scratch[:2]
+
+        for tap, offset in enumerate(self.taps):
+            with T.serial(self.layout.blocks) as block:
+                where = (block * self.layout.rows + offset) * micro.step_bytes
+                T.buffer_store(offsets, where, [block * taps + tap])
+
+        def multiply(
+            at: Expr, index: Expr, first: Expr, source: Expr, n: Expr, later: Expr
+        ) -> None:
+            addresses = []
+            for g in range(micro.groups):
+                number = index * micro.groups + g
+                if g and groups % micro.groups:
+                    number = T.min(number, groups - 1)
+                row = place(self.rows, micro.rows, T.bind(number)).row
+                addresses.append(T.address_of(a[row * STEP]))
+            start = T.address_of(offsets[first])
+            micro.multiply(addresses, start, source, n, T.address_of(sums[at]), later)
+
+        def done(index: Expr, panel: Expr, at: Expr) -> None:
+            with T.serial(micro.groups) as g:
+                number = T.bind(index * micro.groups + g)
+                where = T.bind(at + g * (micro.rows * micro.columns))
+                if groups % micro.groups:
+                    with T.If(number < groups), T.Then():
+                        finish(place(self.rows, micro.rows, number), panel, sums, where)
+                else:
+                    finish(place(self.rows, micro.rows, number), panel, sums, where)
+
+        def chunk(worker: Expr, base: Expr, limit: Expr, panel: Expr, piece: Expr) -> None:
+            first = T.bind(piece * plan.chunk)
+            ragged = steps % plan.chunk
+            n = T.bind(T.min(plan.chunk, steps - first)) if ragged else plan.chunk
+            if codes.bits < 8:
+                room, at = scratch[2], worker * self._room
+                codes.decode(self.isa, panels, table, panel, first, n, room, at)
+                source = T.address_of(room[at])
+            else:
+                start = panel * codes.panel_bytes + first * (STEP * micro.columns)
+                source = T.address_of(panels[start])
+            later = 0 if self._single else T.bind(T.Cast("int32", first > 0))
+            with T.serial(base, limit) as index:
+                spot = 0 if self._single else (index - base) * size
+                at = T.bind(worker * self._sums + spot)
+                multiply(at, index, first, source, n, later)
+                if pieces == 1:
+                    done(index, panel, at)
+                else:
+                    with T.If(piece.equal(pieces - 1)), T.Then():
+                        done(index, panel, at)
+
+        def share(position: Expr, workers: int, amount: int) -> tuple[Expr, Expr]:
+            return (
+                T.bind(T.floordiv(position * amount, workers)),
+                T.bind(T.floordiv((position + 1) * amount, workers)),
+            )
+
+        with T.parallel(self.isa.threads) as worker:
+            micro.begin()
+            along = T.floormod(worker, plan.column_workers)
+            across = T.floordiv(worker, plan.column_workers)
+            first, stop = share(across, plan.row_workers, total)
+            first_panel, stop_panel = share(along, plan.column_workers, codes.panels)
+            turns = T.floordiv(stop - first + plan.blocks - 1, plan.blocks)
+            with T.serial(turns) as turn:
+                base = T.bind(first + turn * plan.blocks)
+                limit = T.bind(T.min(base + plan.blocks, stop))
+                with T.serial(first_panel, stop_panel) as panel, T.serial(pieces) as piece:
+                    chunk(worker, base, limit, panel, piece)
+            micro.end()

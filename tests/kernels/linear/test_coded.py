@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import zoomc.kernels.linear.op  # noqa: F401
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zoomc.kernels.integer import LONGEST
+from zoomc.kernels.tir.isa import isa
+from zoomc.kernels.tir.kernel import Call, TensorSpec, Unsupported, Value, lower
+from zoomc.kernels.tir.run import bind, run
+
+from ..coded import MACHINES, check_close, check_exact, coded, exact
+
+LINEAR = "zoomc::linear"
+
+
+def unit(extra):
+    """The arguments with channel scales of 1: results are the integer sums themselves."""
+    return {**extra, "channel_scale": torch.ones_like(extra["channel_scale"])}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    ("rows", "k", "n", "bits"),
+    [
+        ((5,), 100, 7, 0),
+        ((2, 40), 640, 96, 4),
+        ((77,), 1000, 33, 2),
+        ((1,), 63, 40, 4),
+        ((3, 3, 9), 130, 100, 8),
+        ((33,), 65, 1, 4),
+    ],
+)
+def test_sums_are_exact(machine, rows, k, n, bits):
+    weight, extra = coded((n, k), bits)
+    check_exact(machine, LINEAR, exact((*rows, k), torch.float32), weight, **unit(extra))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from(list(MACHINES)),
+    st.sampled_from([0, 2, 4, 8]),
+    st.integers(1, 70),
+    st.integers(1, 300),
+    st.integers(1, 70),
+)
+def test_sums_are_exact_for_any_shape(machine, bits, rows, k, n):
+    weight, extra = coded((n, k), bits)
+    check_exact(machine, LINEAR, exact((rows, k), torch.float32), weight, **unit(extra))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_sums_are_exact_at_the_corners(machine):
+    k = 9000  # several chunks of K; the largest sum is 145 million
+    x = torch.full((6, k), 127.0)
+    x[1], x[2] = -127, 0
+    x[3, 1:], x[4, ::2] = 0, -127  # an outlier alone, alternating signs
+    x[5, 64:128] = 0
+    weight = torch.full((5, k), 127, dtype=torch.int8)
+    weight[1], weight[2], weight[3, ::2] = -127, 0, -127
+    extra = {"channel_scale": torch.ones(5)}
+    result = check_exact(machine, LINEAR, x, weight, **extra)
+    assert result.abs().max() == 127 * 127 * k
+    codes = torch.zeros(5, k, dtype=torch.uint8)
+    codes[0], codes[1], codes[2, ::2] = 15, 0, 15
+    extra["table"] = torch.arange(-8, 8, dtype=torch.int8)
+    extra["group_scale"] = torch.full((5, -(-k // 64)), 15, dtype=torch.int8)
+    extra["group_scale"][3] = 1
+    check_exact(machine, LINEAR, x, codes, **extra)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_everything_at_once(machine, dtype):
+    torch.manual_seed(0)
+    weight, extra = coded((72, 140), 4)
+    extra["channel_scale"] *= 2e-3
+    check_close(
+        machine,
+        LINEAR,
+        torch.randn(2, 25, 140).to(dtype),
+        weight,
+        torch.randn(72).to(dtype),
+        norm=True,
+        norm_weight=torch.randn(140).to(dtype),
+        norm_bias=torch.randn(140).to(dtype),
+        pre_activation="silu",
+        activation="relu",
+        residual=torch.randn(2, 25, 72).to(dtype),
+        **extra,
+    )
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(("n", "bits"), [(128, 4), (14, 0)])
+def test_geglu(machine, n, bits):
+    torch.manual_seed(0)
+    weight, extra = coded((n, 96), bits)
+    extra["channel_scale"] *= 1e-3
+    x, bias = torch.randn(37, 96).bfloat16(), torch.randn(n).bfloat16()
+    residual = torch.randn(37, n // 2).bfloat16()
+    check_close(machine, LINEAR, x, weight, bias, activation="geglu", residual=residual, **extra)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_nonfinite_rows_stay_nonfinite_and_alone(machine):
+    x = torch.randn(20, 64)
+    x[3, 5], x[7, 63], x[9, 0] = float("inf"), -float("inf"), float("nan")
+    weight, extra = coded((33, 64), 4)
+    path = MACHINES[machine]
+    finite = run(path, LINEAR, x, weight, **extra).isfinite()
+    expected = torch.ones(20, 33, dtype=torch.bool)
+    expected[[3, 7, 9]] = False
+    assert torch.equal(finite, expected)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_four_bits_take_four_bits(machine):
+    weight, extra = coded((320, 1280), 4)
+    call = bind(LINEAR, torch.randn(1, 1280), weight, **extra)
+    kernel = lower(call, MACHINES[machine])
+    panels = max(kernel.operands, key=lambda o: o.spec.nbytes).spec
+    assert panels.nbytes * 8 / weight.numel() < 4.16
+
+
+def test_refusals():
+    weight, extra = coded((8, 64), 4)
+    call = bind(LINEAR, torch.randn(4, 64), weight, **extra)
+    free = Value(call["weight"].spec)
+    with pytest.raises(Unsupported, match="constants"):
+        lower(Call(LINEAR, {**call.args, "weight": free}, call.out), isa())
+    wrong = Value(TensorSpec((4, 64), torch.float64))
+    with pytest.raises(Unsupported, match="float64"):
+        lower(Call(LINEAR, {**call.args, "x": wrong}, call.out), isa())
+    k = LONGEST + 1
+    long = bind(
+        LINEAR, torch.empty(1, k), torch.empty(1, k, dtype=torch.int8), channel_scale=torch.ones(1)
+    )
+    with pytest.raises(Unsupported, match="int32"):
+        lower(long, isa())
