@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,15 @@ class Contender:
 
 
 def pair(a: Contender, b: Contender, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, called in turn."""
-    a.call()
-    b.call()
-    times = [(a.call(), b.call()) for _ in range(rounds)]
+    """Seconds of both, called in turn, with a pause in which idle workers stop spinning."""
+
+    def call(contender: Contender) -> float:
+        time.sleep(0.3)
+        return contender.call()
+
+    call(a)
+    call(b)
+    times = [(call(a), call(b)) for _ in range(rounds)]
     return [x for x, _ in times], [y for _, y in times]
 
 
