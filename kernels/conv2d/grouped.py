@@ -12,6 +12,7 @@ from ..tir import convert
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, Pack, TensorSpec
 from ..tir.key import call_key
+from ..tir.layout import Layout
 from ..tir.memory import load, splat, store, typed
 from ..tir.primfunc import prim_func
 
@@ -29,9 +30,10 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     share = outputs // groups
     depthwise = per_group == 1 and share == 1
     lanes = isa.lanes if depthwise or share % isa.lanes == 0 else 1
-    shape = _map(call, per_group * groups, 1)
+    shape = _map(call)
+    layout = Layout(isa, values=per_group * groups)
     rows = shape.output(out_height, out_width)
-    prepare = Preparation(call, isa, shape)
+    prepare = Preparation(call, isa, shape, layout)
     taps = TensorSpec((down, across, per_group, outputs), torch.float32)
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
@@ -70,7 +72,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             store(held, [0], first, n)
             group = T.floordiv(o, share)
             with T.serial(down) as ky, T.serial(across) as kx, T.serial(per_group) as c:
-                at = base + shape.tap(ky, kx) + group * per_group + c
+                at = base + shape.tap(ky, kx) * layout.row + group * per_group + c
                 x = load(named["map"], [at], n if depthwise else 1)
                 x = x if depthwise else splat(x, n)
                 tap = ((ky * across + kx) * per_group + c) * outputs + o
@@ -86,7 +88,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         with T.parallel(images * out_height) as task, T.serial(out_width) as x:
             image, y = T.floordiv(task, out_height), T.floormod(task, out_height)
             pixel = T.bind(task * out_width + x)
-            base = T.bind((image * rows.image_rows + y * rows.pitch + x) * shape.row)
+            base = T.bind((image * rows.image_rows + y * rows.pitch + x) * layout.row)
             whole, rest = divmod(outputs, lanes)
             if whole:
                 with T.serial(whole) as v:

@@ -24,7 +24,7 @@ Buffer = Any
 
 @dataclass(frozen=True)
 class Map:
-    """Geometry of the rewritten input, ``[image][phase][rows][pitch][row]``.
+    """Geometry of the rewritten input: pixels ``[image][phase][rows][pitch]``.
 
     Attributes:
         images: how many.
@@ -36,8 +36,6 @@ class Map:
         stride: rows, columns.
         dilation: rows, columns.
         kernel: taps down and across.
-        padded: all channels, and zeros up to the micro-kernel's step.
-        planes: elements that stand for one value.
     """
 
     images: int
@@ -49,13 +47,6 @@ class Map:
     stride: tuple[int, int]
     dilation: tuple[int, int]
     kernel: tuple[int, int]
-    padded: int
-    planes: int
-
-    @property
-    def row(self) -> int:
-        """Elements of a pixel."""
-        return self.padded * self.planes
 
     @property
     def rows(self) -> int:
@@ -74,9 +65,10 @@ class Map:
         """Pixels of an image in all its phases."""
         return self.stride[0] * self.stride[1] * self.rows * self.pitch
 
-    def elements(self, slack: int) -> int:
-        """Size, with that many pixels after the end for groups that run over it."""
-        return (self.images * self.image + slack) * self.row
+    @property
+    def pixels(self) -> int:
+        """All pixels."""
+        return self.images * self.image
 
     def output(self, height: int, width: int) -> Rows:
         """The rows of a product that yields ``height × width`` pixels an image."""
@@ -89,19 +81,20 @@ class Map:
         return (phase * self.rows + T.floordiv(y, down)) * self.pitch + T.floordiv(x, across)
 
     def tap(self, ky: Expr, kx: Expr) -> Expr:
-        """Element offset of a tap from the pixel its output stands at."""
-        return self.pixel(ky * self.dilation[0], kx * self.dilation[1]) * self.row
+        """Pixels from the one an output stands at to a tap's."""
+        return self.pixel(ky * self.dilation[0], kx * self.dilation[1])
 
-    def depth(self) -> Depth:
+    def depth(self, layout: Layout) -> Depth:
         """K in runs: taps of a row together where they are neighbours in memory."""
         down, across = self.kernel
-        if across == 1 or (self.stride[1] == 1 and self.dilation[1] == 1):
-            return Depth(down, across * self.padded, lambda run: self.tap(run, 0))
-        return Depth(
-            down * across,
-            self.padded,
-            lambda run: self.tap(T.floordiv(run, across), T.floormod(run, across)),
-        )
+        neighbours = self.stride[1] == 1 and self.dilation[1] == 1 and not layout.slab
+        if across == 1 or neighbours:
+            return Depth(down, across * layout.values, lambda run: self.tap(run, 0) * layout.row)
+
+        def tap(run: Expr) -> Expr:
+            return self.tap(T.floordiv(run, across), T.floormod(run, across)) * layout.row
+
+        return Depth(down * across, layout.values, tap)
 
 
 def write(
@@ -117,7 +110,7 @@ def write(
     """Emit the loop that fills a map.
 
     Args:
-        layout: of one pixel's channels.
+        layout: of the pixels.
         shape: of the map.
         inputs: flat buffers ``[image][y][x][channel]``.
         out: flat buffer of the map.
@@ -132,12 +125,12 @@ def write(
     total = sum(shape.channels)
 
     def pixel(image: Expr, y: Expr, x: Expr) -> Expr:
-        return T.bind((image * shape.image + shape.pixel(y, x)) * shape.row)
+        return T.bind((image * shape.image + shape.pixel(y, x)) * layout.row)
 
     def blank(image: Expr, y: Expr, start: int, stop: int) -> None:
         if stop > start:
             with T.serial(stop - start) as x:
-                layout.zeros(out, pixel(image, y, x + start), shape.row)
+                layout.zeros(out, pixel(image, y, x + start))
 
     def fill(image: Expr, y: Expr) -> None:
         source_y = T.floordiv(y - top, shape.scale)
@@ -149,8 +142,8 @@ def write(
             for buffer, channels in zip(inputs, shape.channels, strict=True):
                 part(buffer, T.bind(source * channels), image, target, first, channels)
                 first += channels
-            if shape.padded > total:
-                with T.serial(shape.padded - total) as c:
+            if layout.values > total:
+                with T.serial(layout.values - total) as c:
                     layout.store(out, target, c + total, T.float32(0), 1)
 
     def part(

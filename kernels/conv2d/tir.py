@@ -14,7 +14,7 @@ from ..tir.gemm import Depth, Product, Rows
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
 from ..tir.key import call_key
-from ..tir.layout import Layout, decode_split
+from ..tir.layout import Layout, decode_split, laid_out
 from ..tir.micro import micro as choose
 from ..tir.pack import (
     column_operand,
@@ -41,7 +41,7 @@ def _check(call: Call) -> None:
         raise Unsupported("negative padding")
 
 
-def _map(call: Call, padded: int, planes: int) -> maps.Map:
+def _map(call: Call) -> maps.Map:
     images, height, width, _ = call["inputs"][0].spec.shape
     return maps.Map(
         images,
@@ -53,8 +53,6 @@ def _map(call: Call, padded: int, planes: int) -> maps.Map:
         tuple(call["stride"]),
         tuple(call["dilation"]),
         tuple(call["weight"].spec.shape[2:]),
-        padded,
-        planes,
     )
 
 
@@ -94,15 +92,18 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         and dtype is (torch.float32 if micro.a == "float32" else torch.bfloat16)
         and out_height * out_width >= micro.rows
     )
-    shape = _map(call, padded, micro.planes)
+    shape = _map(call)
     if direct:
         pixels = out_height * out_width
         rows = Rows(images, out_height, out_width, out_width, pixels, exact=True)
+        layout = Layout(isa, micro.planes, padded, micro.kstep)
         depth = Depth(1, padded, lambda run: 0)
     else:
-        rows, depth = shape.output(out_height, out_width), shape.depth()
+        rows = shape.output(out_height, out_width)
+        layout = laid_out(isa, micro, padded, shape.pixels)
+        depth = shape.depth(layout)
     panels = panel_count(columns, micro)
-    product = Product.of(isa, micro, rows, depth, shape.row, panels)
+    product = Product.of(isa, micro, rows, depth, layout, panels)
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
     scratch: dict[str, TensorSpec] = {}
@@ -117,7 +118,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         operands["bias"] = Operand((bias,))
         scratch["columns"] = TensorSpec((panels * micro.columns,), torch.float32)
     operands |= optional(call)
-    prepare = None if direct else Preparation(call, isa, shape)
+    prepare = None if direct else Preparation(call, isa, shape, layout)
     if prepare:
         a_dtype = torch.float32 if micro.a == "float32" else torch.bfloat16
         scratch |= prepare.scratch(a_dtype, slack=micro.rows)
@@ -203,10 +204,11 @@ class Preparation:
     call: Call
     isa: Isa
     shape: maps.Map
+    layout: Layout
 
     def scratch(self, dtype: torch.dtype, slack: int) -> dict[str, TensorSpec]:
         """Workspace, by the names :meth:`emit` looks up."""
-        named = {"map": TensorSpec((self.shape.elements(slack),), dtype)}
+        named = {"map": TensorSpec((self.layout.elements(self.shape.pixels + slack),), dtype)}
         if self.call["norm_groups"]:
             shape = self.shape
             named |= statistics.scratch(shape.images, shape.height, sum(shape.channels))
@@ -231,7 +233,7 @@ class Preparation:
                 eps=call["norm_eps"],
             )
         maps.write(
-            Layout(self.isa, shape.planes),
+            self.layout,
             shape,
             inputs,
             named["map"],

@@ -15,7 +15,7 @@ from ..tir.gemm import Batch, Depth, Product, Rows
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, lowers
 from ..tir.key import call_key
-from ..tir.layout import Layout, decode_split
+from ..tir.layout import Layout, decode_split, laid_out
 from ..tir.micro import micro as choose
 from ..tir.pack import pack_panels, panel_count, round_up
 from ..tir.primfunc import check_sizes, prim_func
@@ -64,23 +64,25 @@ def matmul(call: Call, isa: Isa) -> Kernel:
         or micro.planes > 1
         or a.dtype is not (torch.float32 if micro.a == "float32" else torch.bfloat16)
     )
-    pitch = padded * micro.planes
+    layout = Layout(isa, micro.planes, padded, micro.kstep)
+    if prepared:
+        layout = laid_out(isa, micro, padded, math.prod(a.shape[:-1]))
     rows = Rows(1, 1, count, count, count, exact=not prepared)
     depth = Depth(1, padded, lambda run: 0)
     panels = panel_count(columns, micro)
     matrices = math.prod(b.shape[:-2])
     sharing = Batch(
         products,
-        lambda index: _source(index, batch, a.shape[:-2]) * (count * pitch),
+        lambda index: _source(index, batch, a.shape[:-2]) * (count * layout.row),
         lambda index: _source(index, batch, b.shape[:-2]),
     )
-    product = Product.of(isa, micro, rows, depth, pitch, panels, sharing)
+    product = Product.of(isa, micro, rows, depth, layout, panels, sharing)
     operands = {"a": Operand((call["a"],)), "b": Operand((call["b"],))}
     scratch = {"panels": TensorSpec((matrices * panels * padded * micro.columns,), micro.panel)}
     if prepared:
         a_dtype = torch.float32 if micro.a == "float32" else torch.bfloat16
         height = math.prod(a.shape[:-1])
-        scratch["rows"] = TensorSpec(((height + micro.rows) * pitch,), a_dtype)
+        scratch["rows"] = TensorSpec((layout.elements(height + micro.rows),), a_dtype)
     work = product.scratch()
 
     def address(matrix: Expr, column: Expr, run: Expr, c: Expr) -> Expr:
@@ -104,12 +106,11 @@ def matmul(call: Call, isa: Isa) -> Kernel:
         )
         if prepared:
             normalise.rows(
-                Layout(isa, micro.planes),
+                layout,
                 named["a"],
                 named["rows"],
                 count=math.prod(a.shape[:-1]),
                 channels=k,
-                pitch=pitch,
             )
         product.emit(
             named["rows"] if prepared else named["a"],

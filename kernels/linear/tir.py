@@ -13,7 +13,7 @@ from ..tir.gemm import Depth, Product, Rows
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
 from ..tir.key import call_key
-from ..tir.layout import Layout, decode_split
+from ..tir.layout import Layout, decode_split, laid_out
 from ..tir.micro import micro as choose
 from ..tir.pack import (
     column_operand,
@@ -58,11 +58,13 @@ def linear(call: Call, isa: Isa) -> Kernel:
         or (micro.a, micro.planes) != ("float32" if dtype is torch.float32 else "uint16", 1)
         or dtype is torch.float16
     )
-    pitch = depth_k * micro.planes
     rows = Rows(1, 1, count, count, count, exact=not prepared)
     depth = Depth(1, depth_k, lambda run: 0)
+    layout = Layout(isa, micro.planes, depth_k, micro.kstep)
+    if prepared:
+        layout = laid_out(isa, micro, depth_k, round_up(count, micro.rows))
     panels = panel_count(columns, micro, gated)
-    product = Product.of(isa, micro, rows, depth, pitch, panels)
+    product = Product.of(isa, micro, rows, depth, layout, panels)
 
     operands: dict[str, Operand] = {"x": Operand((x,))}
     scratch: dict[str, TensorSpec] = {}
@@ -83,7 +85,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
         operands["residual"] = Operand((residual,))
     if prepared:
         a_dtype = torch.float32 if micro.a == "float32" else torch.bfloat16
-        scratch["a"] = TensorSpec((round_up(count, micro.rows) * pitch,), a_dtype)
+        scratch["a"] = TensorSpec((layout.elements(round_up(count, micro.rows)),), a_dtype)
     work = product.scratch()
 
     def body(buffers: list[Any]) -> None:
@@ -105,12 +107,11 @@ def linear(call: Call, isa: Isa) -> Kernel:
             pack_columns(named["bias"], named["columns"], columns, micro, gated)
         if prepared:
             normalise.rows(
-                Layout(isa, micro.planes),
+                layout,
                 named["x"],
                 named["a"],
                 count=count,
                 channels=k,
-                pitch=pitch,
                 norm=call["norm"],
                 gain=named.get("norm_weight"),
                 offset=named.get("norm_bias"),

@@ -121,12 +121,11 @@ def layer_norm(call: Call, isa: Isa) -> Kernel:
     def body(buffers: list[Buffer]) -> None:
         tensors = dict(zip(values, buffers, strict=False))
         normalise.rows(
-            Layout(isa),
+            Layout(isa, values=channels),
             tensors["x"],
             buffers[-1],
             count=call.out.numel // channels,
             channels=channels,
-            pitch=channels,
             norm=True,
             gain=tensors.get("weight"),
             offset=tensors.get("bias"),

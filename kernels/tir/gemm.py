@@ -19,6 +19,7 @@ from tvm.tirx.script import builder as T
 
 from .isa import Isa
 from .kernel import TensorSpec
+from .layout import Layout
 from .micro import Micro, fetching
 
 Expr = Any
@@ -191,12 +192,12 @@ def plan(
     micro: Micro,
     rows: Rows,
     depth: Depth,
-    row_pitch: int,
+    layout: Layout,
     panels: int,
     products: int = 1,
 ) -> Plan:
     """Cut a product up for a machine's caches and workers; arguments as in :class:`Product`."""
-    row_bytes = row_pitch * (micro.a_bytes // micro.planes)
+    row_bytes = layout.values * micro.a_bytes
     total = -(-rows.groups(micro.rows) // micro.groups)
     a_bytes = rows.count * row_bytes
     b_bytes = panels * depth.k * micro.columns * micro.panel.itemsize
@@ -249,7 +250,7 @@ class Product:
     micro: Micro
     rows: Rows
     depth: Depth
-    row_pitch: int
+    layout: Layout
     panels: int
     plan: Plan
     batch: Batch = Batch()
@@ -261,13 +262,13 @@ class Product:
         micro: Micro,
         rows: Rows,
         depth: Depth,
-        row_pitch: int,
+        layout: Layout,
         panels: int,
         batch: Batch = Batch(),
     ) -> Product:
         """The product with a plan of its own, and the micro-kernel's variant for that plan."""
-        cut = plan(isa, micro, rows, depth, row_pitch, panels, batch.count)
-        return cls(isa, fetching(micro, cut.blocks), rows, depth, row_pitch, panels, cut, batch)
+        cut = plan(isa, micro, rows, depth, layout, panels, batch.count)
+        return cls(isa, fetching(micro, cut.blocks), rows, depth, layout, panels, cut, batch)
 
     @property
     def single(self) -> bool:
@@ -300,7 +301,7 @@ class Product:
         """Emit the parallel loop.
 
         Args:
-            a: flat buffer of A, in the micro-kernel's layout, ``row_pitch`` elements a row.
+            a: flat buffer of A, in :attr:`layout`.
             panels: flat buffer of packed panels, ``[panels][K · columns]``.
             scratch: buffers of :meth:`scratch`.
             decode: ``decode(panels, start, k, room, at)`` turns k values of every column from
@@ -309,7 +310,7 @@ class Product:
             finish: ``finish(place, panel, sums, at)`` stores a group's finished sums, which are
                 at element ``at``, a row ``columns`` apart.
         """
-        micro, plan, depth = self.micro, self.plan, self.depth
+        micro, plan, depth, layout = self.micro, self.plan, self.depth, self.layout
         groups = self.rows.groups(micro.rows)
         total = -(-groups // micro.groups)
         pieces = -(-depth.length // plan.chunk)
@@ -328,9 +329,10 @@ class Product:
                 if g and groups % micro.groups:
                     number = T.min(number, groups - 1)
                 starts.append(place(self.rows, micro.rows, T.bind(number)).row)
-            addresses = [T.address_of(a[row * self.row_pitch + inside]) for row in starts]
-            pitch = self.row_pitch * (micro.a_bytes // micro.planes)
-            micro.call(addresses, pitch, source, k, T.address_of(sums[at]), later, soon)
+            addresses = [T.address_of(a[row * layout.row + inside]) for row in starts]
+            element = micro.a_bytes // micro.planes
+            pitch, step = layout.row * element, layout.step * element
+            micro.call(addresses, pitch, step, source, k, T.address_of(sums[at]), later, soon)
 
         def done(matrix: Expr, index: Expr, panel: Expr, at: Expr) -> None:
             before = 0 if self.batch.count == 1 else matrix * self.rows.count
@@ -357,7 +359,7 @@ class Product:
                 source = T.address_of(scratch[1][worker * room])
             else:
                 source = T.address_of(panels[values])
-            inside = T.bind(self.batch.a(matrix) + depth.offset(run) + k0 * micro.planes)
+            inside = T.bind(self.batch.a(matrix) + depth.offset(run) + layout.offset(k0))
             later = 0 if self.single else T.bind(T.Cast("int32", run + k0 > 0))
             last = (run * pieces + T.floordiv(k0, plan.chunk)).equal(depth.runs * pieces - 1)
             with T.serial(base, limit) as index:

@@ -10,12 +10,10 @@ from tvm.tirx.script import builder as T
 from .convert import store
 from .isa import Isa
 from .memory import splat, typed
+from .micro import Micro
 
 Expr = Any
 Buffer = Any
-
-#: Values of K between the planes of a split row.
-_STEP = 32
 
 
 def split_in_three(value: Expr, lanes: int) -> list[Expr]:
@@ -38,22 +36,41 @@ def split_in_three(value: Expr, lanes: int) -> list[Expr]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a row of A is written for a micro-kernel.
+    """How rows of A are written for a micro-kernel.
+
+    Rows either follow one another whole, or, for tiles, cut into slabs of one K step: all rows'
+    values of the first step, then all rows' values of the second. A tile's rows are then
+    neighbours in memory, which the second-level cache delivers a quarter faster than rows apart.
 
     Attributes:
         isa: the instruction path.
         planes: elements that stand for one value; see :class:`.micro.Micro`.
+        values: values of K in a row, a multiple of the step.
+        kstep: values of K a micro-kernel takes at a time.
+        slab: elements of a slab; 0 where rows are whole.
     """
 
     isa: Isa
     planes: int = 1
+    values: int = 0
+    kstep: int = 1
+    slab: int = 0
+
+    @property
+    def row(self) -> int:
+        """Elements from one row to the next."""
+        return self.planes * (self.kstep if self.slab else self.values)
+
+    @property
+    def step(self) -> int:
+        """Elements from one K step of a row to the next."""
+        return self.slab or self.planes * self.kstep
 
     def offset(self, channel: Expr) -> Expr:
-        """Element of a row at which a channel (a multiple of the step if split) lies."""
-        if self.planes == 1:
+        """Element at which a channel (a multiple of the step if split) lies, from its row's."""
+        if self.planes == 1 and not self.slab:
             return channel
-        step = T.floordiv(channel, _STEP) * (_STEP * self.planes)
-        return step + T.floormod(channel, _STEP)
+        return T.floordiv(channel, self.kstep) * self.step + T.floormod(channel, self.kstep)
 
     def store(self, buffer: Buffer, row: Expr, channel: Expr, value: Expr, lanes: int) -> None:
         """Store fp32 lanes at a channel of the row that begins at element ``row``."""
@@ -64,15 +81,26 @@ class Layout:
         sixteen = splat(T.uint32(16), lanes)
         for plane, bits in enumerate(split_in_three(value, lanes)):
             half = T.Cast(typed("uint16", lanes), T.shift_right(bits, sixteen))
-            index = at + plane * _STEP
+            index = at + plane * self.kstep
             T.buffer_store(buffer, half, [T.ramp(index, 1, lanes) if lanes > 1 else index])
 
     def aligned(self, channel: int, lanes: int) -> bool:
         """Whether ``lanes`` values from a channel on are stored side by side."""
-        return self.planes == 1 or channel % lanes == 0
+        return (self.planes == 1 and not self.slab) or channel % lanes == 0
 
-    def zeros(self, buffer: Buffer, start: Expr, count: int) -> None:
-        """Zero ``count`` elements from an index on."""
+    def elements(self, rows: int) -> int:
+        """Size of that many rows; of slabs, the size of all there are."""
+        return self.values // self.kstep * self.slab if self.slab else rows * self.row
+
+    def zeros(self, buffer: Buffer, row: Expr) -> None:
+        """Zero the row that begins at element ``row``."""
+        if self.slab:
+            with T.serial(self.values // self.kstep) as s:
+                self._zeros(buffer, T.bind(row + s * self.slab), self.row)
+        else:
+            self._zeros(buffer, row, self.row)
+
+    def _zeros(self, buffer: Buffer, start: Expr, count: int) -> None:
         lanes = self.isa.lanes
         zero = T.Cast(buffer.dtype, T.int32(0))
         whole, rest = divmod(count, lanes)
@@ -85,9 +113,20 @@ class Layout:
             T.buffer_store(buffer, zero, [start + whole * lanes + i])
 
 
+def laid_out(isa: Isa, micro: Micro, values: int, rows: int) -> Layout:
+    """The layout of ``rows`` rows for a micro-kernel, which may read ``micro.rows`` more.
+
+    Those spare rows also keep slabs from a power of two apart, where they would compete for the
+    same lines of the first-level cache.
+    """
+    slab = (rows + micro.rows) * micro.kstep * micro.planes
+    sliced = micro.tiles and values > micro.kstep
+    return Layout(isa, micro.planes, values, micro.kstep, slab if sliced else 0)
+
+
 def decode_split(panels: Buffer, start: Expr, k: Expr, room: Buffer, at: Expr) -> None:
     """Split fp32 panel rows ``[k][32]`` into ``[k / 32][plane][16][32]`` pairs of bf16."""
-    columns, lanes = 32, 16
+    columns, lanes, pairs = 32, 16, 16
     high, sixteen = splat(T.uint32(0xFFFF0000), lanes), splat(T.uint32(16), lanes)
     with T.serial(T.floordiv(k, 2)) as pair, T.serial(columns // lanes) as half:
         source = T.bind(start + pair * 2 * columns + half * lanes)
@@ -97,12 +136,12 @@ def decode_split(panels: Buffer, start: Expr, k: Expr, room: Buffer, at: Expr) -
             )
             for i in (0, 1)
         )
-        step, inside = T.floordiv(pair, _STEP // 2), T.floormod(pair, _STEP // 2)
+        step, inside = T.floordiv(pair, pairs), T.floormod(pair, pairs)
         for plane in range(3):
             both = T.bitwise_or(
                 T.shift_right(even[plane], sixteen), T.bitwise_and(odd[plane], high)
             )
-            target = at + ((step * 3 + plane) * (_STEP // 2) + inside) * columns + half * lanes
+            target = at + ((step * 3 + plane) * pairs + inside) * columns + half * lanes
             T.buffer_store(
                 room, T.reinterpret(typed("int32", lanes), both), [T.ramp(target, 1, lanes)]
             )

@@ -89,6 +89,7 @@ class Micro:
         self,
         a: list[Expr],
         pitch: Expr,
+        step: Expr,
         panel: Expr,
         k: Expr,
         c: Expr,
@@ -100,13 +101,15 @@ class Micro:
         Args:
             a: address of each group's first row.
             pitch: bytes from one row of A to the next.
+            step: bytes from one K step of A to the next; only tiles take any.
             panel: address of the panel's values from K's start on.
             k: K, a positive multiple of ``kstep``.
             c: address of the result, ``[block][columns]``.
             accumulate: int32; zero overwrites C, else it is added to.
             soon: address from which to fetch ahead; needed where ``ahead`` is not zero.
         """
-        args = [*a, T.Cast("int64", pitch), panel, T.Cast("int64", k // self.kstep), c, accumulate]
+        steps = [T.Cast("int64", step)] if self.tiles else []
+        args = [*a, T.Cast("int64", pitch), *steps, panel, T.Cast("int64", k // self.kstep), c, accumulate]
         args += [soon] if self.ahead else []
         T.evaluate(T.call_extern("void", self.name, *args))
 

@@ -61,10 +61,10 @@ def products(multiply: str) -> list[str]:
     ]
 
 
-def _kernel(name: str, a_step: int, b_step: int, body: list[str], ahead: int) -> Text:
+def _kernel(name: str, b_step: int, body: list[str], ahead: int) -> Text:
     """The loop over K around ``body``, which finds its operands at %pa0, %pa1 and %pb.
 
-    C is ``[32][32]`` fp32, so that a tile's rows are 128 bytes apart, as a panel's are. Each step
+    A's rows are ``%pitch`` bytes apart, its K steps ``%step``. C is ``[32][32]`` fp32, so that a tile's rows are 128 bytes apart, as a panel's are. Each step
     fetches ``ahead`` lines from a last argument on.
     """
     name = f"{name}_{ahead}" if ahead else name
@@ -78,7 +78,8 @@ def _kernel(name: str, a_step: int, b_step: int, body: list[str], ahead: int) ->
         ]
     quarters = [(t, (t // 2) * 16 * 128 + (t % 2) * 64) for t in range(4)]
     lines = [
-        f"define void @{name}(ptr %a0, ptr %a1, i64 %pitch, ptr %b, i64 %n, ptr %c, i32 %add"
+        f"define void @{name}(ptr %a0, ptr %a1, i64 %pitch, i64 %step, ptr %b, i64 %n, ptr %c,"
+        f" i32 %add"
         f"{soon}) #0 {{",
         "entry:",
         *(f"  %c{t} = getelementptr i8, ptr %c, i64 {offset}" for t, offset in quarters),
@@ -92,7 +93,7 @@ def _kernel(name: str, a_step: int, b_step: int, body: list[str], ahead: int) ->
         "  br label %loop",
         "loop:",
         "  %k = phi i64 [0, %zero], [0, %old], [%k1, %loop]",
-        f"  %ao = mul nuw nsw i64 %k, {a_step}",
+        "  %ao = mul nuw nsw i64 %k, %step",
         f"  %bo = mul nuw nsw i64 %k, {b_step}",
         "  %pa0 = getelementptr i8, ptr %a0, i64 %ao",
         "  %pa1 = getelementptr i8, ptr %a1, i64 %ao",
@@ -123,7 +124,7 @@ def bf16(ahead: int = 0) -> Text:
         load_tile(5, "%pa1", "%pitch"),
         *products("tdpbf16ps"),
     ]
-    return _kernel("zoomc_tiles_bf16", 64, 2 * _TILE_BYTES, body, ahead)
+    return _kernel("zoomc_tiles_bf16", 2 * _TILE_BYTES, body, ahead)
 
 
 @cache
@@ -152,4 +153,4 @@ def fp32_in_three(ahead: int = 0) -> Text:
             body += [load_tile(4, f"%pa{a}_0", "%pitch"), load_tile(5, f"%pa{a}_1", "%pitch")]
         body += products("tdpbf16ps")
         held = (a, b)
-    return _kernel("zoomc_tiles_fp32", 192, 6 * _TILE_BYTES, body, ahead)
+    return _kernel("zoomc_tiles_fp32", 6 * _TILE_BYTES, body, ahead)

@@ -107,7 +107,6 @@ def rows(
     *,
     count: int,
     channels: int,
-    pitch: int,
     norm: bool = False,
     gain: Buffer | None = None,
     offset: Buffer | None = None,
@@ -117,12 +116,11 @@ def rows(
     """Emit the loop that writes ``count`` rows of ``x`` in a micro-kernel's layout.
 
     Args:
-        layout: the layout.
+        layout: of the rows; channels up to its ``values`` are zeroed.
         x: flat buffer ``[count][channels]``.
-        out: flat buffer, ``pitch`` elements a row; channels up to it are zeroed.
+        out: flat buffer.
         count: rows.
         channels: values of a row.
-        pitch: elements of a written row.
         norm: layer norm over each row; the variance is taken about the mean.
         gain: flat ``[channels]`` or None.
         offset: flat ``[channels]`` or None.
@@ -132,7 +130,7 @@ def rows(
     lanes = layout.isa.lanes
     with T.parallel(count) as m:
         row = T.bind(m * channels)
-        target = T.bind(m * pitch)
+        target = T.bind(m * layout.row)
         value = row_values(
             lanes,
             x,
@@ -145,8 +143,7 @@ def rows(
             activation=activation,
         )
         each(channels, lanes, lambda c, n: layout.store(out, target, c, value(c, n), n))
-        padded = pitch // layout.planes
-        if padded > channels:
+        if layout.values > channels:
             zero = T.float32(0)
-            with T.serial(padded - channels) as i:
+            with T.serial(layout.values - channels) as i:
                 layout.store(out, target, channels + i, zero, 1)
