@@ -100,7 +100,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         depth = Depth(1, padded, lambda run: 0)
     else:
         rows = shape.output(out_height, out_width)
-        layout = laid_out(isa, micro, padded, shape.pixels)
+        layout = laid_out(isa, micro, padded, shape.pixels, sliced=micro.planes == 1)
         depth = shape.depth(layout)
     panels = panel_count(columns, micro)
     product = Product.of(isa, micro, rows, depth, layout, panels)

@@ -216,7 +216,10 @@ def plan(
         key=cost,
     )
     per_value = micro.columns * micro.b_bytes
-    budget = isa.l2 // 8 // per_value // micro.kstep * micro.kstep
+    # Tiles are so fast that a panel's chunk must come from the first-level cache, beside the rows;
+    # where it is decoded first, fewer and longer chunks win. The factors here are measured.
+    near = micro.tiles and not micro.decoded
+    budget = int(0.45 * isa.l1 if near else isa.l2 / 8) // per_value // micro.kstep * micro.kstep
     pieces = -(-depth.length // max(budget, micro.kstep))
     chunk = -(-depth.length // pieces // micro.kstep) * micro.kstep
     share = -(-total // workers[1])
@@ -234,7 +237,7 @@ def plan(
         a_held = held * row_bytes
         sums = 0 if single else blocks * micro.block * micro.columns * 4
         again = -(-panels // workers[2]) * (4 if micro.planes == 1 else 2)
-        again = again if a_held + sums > 0.5 * isa.l2 else 1
+        again = again if a_held + sums > (0.35 if near else 0.5) * isa.l2 else 1
         b_read = b_bytes / workers[2] * (4 if micro.decoded else 1)
         return turns * (a_held * again + b_read)
 

@@ -113,14 +113,16 @@ class Layout:
             T.buffer_store(buffer, zero, [start + whole * lanes + i])
 
 
-def laid_out(isa: Isa, micro: Micro, values: int, rows: int) -> Layout:
+def laid_out(isa: Isa, micro: Micro, values: int, rows: int, sliced: bool = True) -> Layout:
     """The layout of ``rows`` rows for a micro-kernel, which may read ``micro.rows`` more.
+
+    Whether ``sliced`` helps was measured: always, but for maps of several planes.
 
     Those spare rows also keep slabs from a power of two apart, where they would compete for the
     same lines of the first-level cache.
     """
     slab = (rows + micro.rows) * micro.kstep * micro.planes
-    sliced = micro.tiles and values > micro.kstep
+    sliced = sliced and micro.tiles and values > micro.kstep
     return Layout(isa, micro.planes, values, micro.kstep, slab if sliced else 0)
 
 
