@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zoomc.kernels.tir.gemm import Depth, Rows, plan
 from zoomc.kernels.tir.isa import PATHS, isa, supported
+from zoomc.kernels.tir.layout import Layout
 from zoomc.kernels.tir.micro import fetching, micro
 from zoomc.kernels.tir.pack import panels
 
@@ -26,7 +27,7 @@ def test_plan_uses_every_worker_once_and_whole_steps(path, dtype, count, steps, 
     kernel = micro(path, dtype, count)
     rows = Rows(1, 1, count, count, count, exact=False)
     depth = Depth(1, steps * kernel.kstep, lambda run: 0)
-    cut = plan(path, kernel, rows, depth, depth.length, columns, products)
+    cut = plan(path, kernel, rows, depth, Layout(path, values=depth.length), columns, products)
     assert cut.batch_workers * cut.row_workers * cut.column_workers == path.threads
     assert cut.chunk % kernel.kstep == 0
     assert 0 < cut.chunk <= depth.length
