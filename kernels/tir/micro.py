@@ -109,7 +109,15 @@ class Micro:
             soon: address from which to fetch ahead; needed where ``ahead`` is not zero.
         """
         steps = [T.Cast("int64", step)] if self.tiles else []
-        args = [*a, T.Cast("int64", pitch), *steps, panel, T.Cast("int64", k // self.kstep), c, accumulate]
+        args = [
+            *a,
+            T.Cast("int64", pitch),
+            *steps,
+            panel,
+            T.Cast("int64", k // self.kstep),
+            c,
+            accumulate,
+        ]
         args += [soon] if self.ahead else []
         T.evaluate(T.call_extern("void", self.name, *args))
 

@@ -64,8 +64,9 @@ def products(multiply: str) -> list[str]:
 def _kernel(name: str, b_step: int, body: list[str], ahead: int) -> Text:
     """The loop over K around ``body``, which finds its operands at %pa0, %pa1 and %pb.
 
-    A's rows are ``%pitch`` bytes apart, its K steps ``%step``. C is ``[32][32]`` fp32, so that a tile's rows are 128 bytes apart, as a panel's are. Each step
-    fetches ``ahead`` lines from a last argument on.
+    A's rows are ``%pitch`` bytes apart, its K steps ``%step``. C is ``[32][32]`` fp32, so that a
+    tile's rows are 128 bytes apart, as a panel's are. Each step fetches ``ahead`` lines from a
+    last argument on.
     """
     name = f"{name}_{ahead}" if ahead else name
     soon = ", ptr %soon" if ahead else ""
