@@ -15,3 +15,19 @@ class MissingDependencyError(ZoomcError):
 
 class FallbackError(ZoomcError):
     """``fallback="error"`` and something would have run in eager."""
+
+
+class LayerError(ZoomcError):
+    """A layer whose sizes make no sense."""
+
+
+class MachineError(ZoomcError):
+    """A machine description with a missing, negative or contradictory value."""
+
+
+class CapacityError(ZoomcError):
+    """No tile of a layer, however small, fits the near memory."""
+
+
+class PowerLimitError(ZoomcError):
+    """A power limit that no frequency can keep."""
