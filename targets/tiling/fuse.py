@@ -2,8 +2,8 @@
 
 A group of consecutive layers runs part by part: its last output is cut into ``parts`` runs of
 rows, and for each part every layer computes the rows that the next one needs of it, halo rows
-anew. The constraint between neighbours is that all layers of a group share one split; where they cannot, the
-map is written back and a new group begins. In a group
+anew. The constraint between neighbours is that all layers of a group share one split; where they
+cannot, the map is written back and a new group begins. In a group
 
 - the first input is read once, halo rows of neighbouring parts again;
 - the map between two layers stays in near memory, finished and narrow; it is also written where a
