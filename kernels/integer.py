@@ -6,6 +6,9 @@ products add up exactly, and one multiplication takes the sums back.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,6 +52,24 @@ def quantise(x: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torc
     largest = torch.where(largest < SMALLEST, SMALLEST, largest)
     codes = torch.round(x * (LIMIT / largest)).nan_to_num().clamp(-LIMIT, LIMIT)
     return codes.to(torch.int8), largest / LIMIT
+
+
+_sums: contextvars.ContextVar[torch.dtype] = contextvars.ContextVar("sums", default=torch.float64)
+
+
+def terms(codes: torch.Tensor) -> torch.Tensor:
+    """Integers as the type that references sum products in: fp64, which is exact."""
+    return codes.to(_sums.get())
+
+
+@contextlib.contextmanager
+def sums_in(dtype: torch.dtype) -> Iterator[None]:
+    """Let references sum in another type inside the block: fp32 errs by 1e-7 and is far faster."""
+    token = _sums.set(dtype)
+    try:
+        yield
+    finally:
+        _sums.reset(token)
 
 
 def integer_weight(

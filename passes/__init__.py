@@ -16,9 +16,10 @@ from .attention import ATTENTION_RULES, PARTS_RULES
 from .canonicalize import CANONICAL_RULES
 from .channels_last import CHANNELS_LAST_RULES
 from .constants import constant_nodes, mark_constants
-from .context import Context, PassRecord, Trace
+from .context import Context, Layer, PassRecord, Trace
 from .cse import merge_equal
 from .dtype import set_dtype
+from .encode import encode_weights
 from .fuse_conv import CONV_RULES
 from .fuse_linear import LINEAR_RULES
 from .lower import LOWER_RULES
@@ -50,6 +51,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("fuse into linear", LINEAR_RULES),
     Pass("fuse into conv", CONV_RULES),
     Pass("share equal values", merge_equal),
+    Pass("encode weights", encode_weights),
 )
 
 
@@ -107,6 +109,7 @@ def _look(gm: fx.GraphModule, context: Context, record: PassRecord, number: int)
 __all__ = [
     "PIPELINE",
     "Context",
+    "Layer",
     "Pass",
     "PassRecord",
     "Trace",

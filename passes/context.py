@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import fx
+
+#: Says of a node, and the set of its constant inputs, why the target cannot run it.
+Refuses = Callable[[fx.Node, set[fx.Node]], str | None]
+
+
+def _runs_everything(_: fx.Node, __: set[fx.Node]) -> str | None:
+    return None
 
 
 @dataclass
@@ -16,6 +23,12 @@ class Context:
 
     Attributes:
         dtype: floating type to compute in; None keeps the model's own.
+        weights: how weights are stored, as :class:`zoomc.kernels.weights.Encoding` spells it.
+        max_error: relative error of the outputs (2-norm, the worst of them) on ``inputs`` that
+            the encoding may cause; None means any.
+        inputs: one tensor for each placeholder; needed for ``max_error`` only.
+        refuses: why the target cannot run a node, given which of its inputs are constant; None
+            if it can.
         fuel: how many rewrites may still happen; None means no limit. Counted down, so a wrong
             result can be bisected to the one rewrite that causes it.
         dump: folder that receives the graph's text after every pass.
@@ -24,6 +37,10 @@ class Context:
     """
 
     dtype: torch.dtype | None = None
+    weights: str = "keep"
+    max_error: float | None = None
+    inputs: Sequence[torch.Tensor] = ()
+    refuses: Refuses = _runs_everything
     fuel: int | None = None
     dump: Path | None = None
     validate: Callable[[fx.GraphModule], float] | None = None
@@ -38,15 +55,50 @@ class Context:
         return True
 
 
+@dataclass(frozen=True)
+class Layer:
+    """How one layer's weight is stored.
+
+    Attributes:
+        node: the linear or convolution in the graph.
+        weight: the names of the model's weights it is made of.
+        shape: the weight's.
+        encoding: as :class:`zoomc.kernels.weights.Encoding` spells it.
+        bits: what it takes to store, scales included.
+        reason: why it is not the encoding asked for; else empty.
+        error: the layer's own relative error on the measured inputs, if measured.
+    """
+
+    node: str
+    weight: str
+    shape: tuple[int, ...]
+    encoding: str
+    bits: int
+    reason: str = ""
+    error: float | None = None
+
+
 @dataclass
 class PassRecord:
-    """What one pass did: rewrites by rule, milliseconds, nodes left, error if validated."""
+    """What one pass did.
+
+    Attributes:
+        name: the pass.
+        hits: rewrites by rule.
+        milliseconds: spent.
+        nodes: left in the graph.
+        error: of the graph after it, if validated.
+        layers: how weights are stored, after the pass that encodes them.
+        measured: the error that this causes, where a budget was given.
+    """
 
     name: str
     hits: dict[str, int] = field(default_factory=dict)
     milliseconds: float = 0.0
     nodes: int = 0
     error: float | None = None
+    layers: list[Layer] = field(default_factory=list)
+    measured: float | None = None
 
     def hit(self, rule: str) -> None:
         """Count one application of ``rule``."""

@@ -58,6 +58,10 @@ class Target(Protocol):
         """The dtype to compute in when the user asked for one, or for the model's (None)."""
         ...
 
+    def refuses(self, node: fx.Node, constant: set[fx.Node]) -> str | None:
+        """Why a node cannot be lowered, given which of its inputs are constant; None if it can."""
+        ...
+
     def compile(self, gm: fx.GraphModule, constants: Constants) -> Executable:
         """Lower and build ``gm``; ``constants`` evaluates and packs what depends on weights."""
         ...

@@ -55,19 +55,38 @@ class Constants:
         self._packed: weakref.WeakValueDictionary[Hashable, torch.Tensor] = (
             weakref.WeakValueDictionary()
         )
+        #: The last call with several results, as encoding a weight is: a layer packs them one
+        #: after the other, and computing them again for each would take as many times as long.
+        self._several: tuple[Hashable, Any] | None = None
 
     def evaluate(self, node: fx.Node) -> torch.Tensor:
         """The value of a constant node, computed in eager."""
         values: dict[fx.Node, Any] = {}
-        for needed in _ancestors(node):
-            if needed.op == "get_attr":
+        for needed in _ancestors(node, self._known):
+            known = self._known(needed)
+            if known is not None:
+                values[needed] = known
+            elif needed.op == "get_attr":
                 weight = self._weights(str(needed.target))
                 values[needed] = (attribute(needed) if weight is None else weight).detach()
             else:
                 args, kwargs = fx.map_arg((needed.args, needed.kwargs), values.__getitem__)
                 with torch.no_grad():
                     values[needed] = needed.target(*args, **kwargs)  # type: ignore[operator]
+                if _has_several(needed):
+                    self._several = fingerprint(needed), values[needed]
         return values[node]
+
+    def _known(self, node: fx.Node) -> Any:
+        """The value of the call with several results that was evaluated last."""
+        if self._several is None or not _has_several(node):
+            return None
+        key, value = self._several
+        return value if key == fingerprint(node) else None
+
+    def settle(self) -> None:
+        """Everything is packed: let go of what was only kept on the way."""
+        self._several = None
 
     def packed(self, operand: Operand) -> torch.Tensor:
         """The operand's tensor as its kernel expects it: laid out, dense, aligned to 64 bytes."""
@@ -85,14 +104,19 @@ class Constants:
     def forget(self) -> None:
         """Drop every packed copy, so that the next request packs the current weights."""
         self._packed.clear()
+        self._several = None
 
     def nbytes(self) -> int:
         """Bytes held in packed copies."""
         return sum(t.nbytes for t in self._packed.values())
 
 
-def _ancestors(node: fx.Node) -> Iterable[fx.Node]:
-    """The node and all it depends on, each after what it depends on."""
+def _has_several(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (tuple, list))
+
+
+def _ancestors(node: fx.Node, known: Callable[[fx.Node], Any]) -> Iterable[fx.Node]:
+    """The node and all it depends on, each after what it depends on, up to known values."""
     seen: dict[fx.Node, None] = {}
     stack = [(node, False)]
     while stack:
@@ -101,7 +125,8 @@ def _ancestors(node: fx.Node) -> Iterable[fx.Node]:
             seen[current] = None
         elif current not in seen:
             stack.append((current, True))
-            stack.extend((n, False) for n in current.all_input_nodes)
+            if known(current) is None:
+                stack.extend((n, False) for n in current.all_input_nodes)
     return seen
 
 

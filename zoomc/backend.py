@@ -151,6 +151,10 @@ class CompiledGraph:
         with record.stage("passes"):
             context = passes.Context(
                 dtype=target.compute_dtype(_DTYPES[options.dtype], program.graph),
+                weights=options.weights,
+                max_error=options.max_error,
+                inputs=[args[i] for i in program.inputs],
+                refuses=target.refuses,
                 fuel=None if options.fuel < 0 else options.fuel,
                 dump=Path(options.dump) if options.dump else None,
                 validate=passes.Validator([args[i] for i in program.inputs])

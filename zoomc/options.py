@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import OptionValueError, UnknownOptionError
+from .kernels.weights.encoding import SPELLINGS, Encoding, EncodingError
 
 ENV_PREFIX = "ZOOMC_"
 
@@ -53,6 +54,25 @@ def _flag(name: str, value: Any) -> Any:
         raise OptionValueError(name, value, "true or false") from None
 
 
+def _encoding(name: str, value: Any) -> Any:
+    try:
+        return str(Encoding.parse(str(value)))
+    except EncodingError:
+        raise OptionValueError(name, value, SPELLINGS) from None
+
+
+def _fraction(name: str, value: Any) -> Any:
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 < number < 1:
+        raise OptionValueError(name, value, "a fraction between 0 and 1, such as 0.05")
+    return number
+
+
 def _path(name: str, value: Any) -> Any:
     if value is None or isinstance(value, (str, os.PathLike)):
         return os.fspath(value) if value else None
@@ -75,7 +95,18 @@ class Options:
     """
 
     target: str = _option("auto", _choice("auto", "cpu"), "machine to compile for")
-    weights: str = _option("keep", _choice("keep"), "how weights are stored: keep = as they are")
+    weights: str = _option(
+        "keep",
+        _encoding,
+        "how weights are stored: keep = as they are; int8, int4, shared (16 values of the layer's"
+        " own; shared:4, shared:256); pruned with +2:4, +50% or +blocks50%, as in int4+2:4",
+    )
+    max_error: float | None = _option(
+        None,
+        _fraction,
+        "relative error of the outputs that weights may cause: layers take more bits until the"
+        " error measured on the first call's inputs is within it",
+    )
     dtype: str = _option(
         "model",
         _choice("model", "fp32", "bf16", "fp16"),
@@ -112,6 +143,10 @@ class Options:
         for option in fields(self):
             value = option.metadata["check"](option.name, getattr(self, option.name))
             object.__setattr__(self, option.name, value)
+        if self.max_error is not None and self.weights == "keep":
+            raise OptionValueError(
+                "max_error", self.max_error, 'effect only with weights that lose something: "int4"'
+            )
 
     @classmethod
     def resolve(cls, mode: str | None = None, options: Mapping[str, Any] | None = None) -> Options:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -43,6 +45,7 @@ class Report:
             if level >= 2:
                 lines += _kernel_lines(graph, notes=level >= 3)
             if level >= 3:
+                lines += _layer_lines(graph)
                 lines += _pass_lines(record)
             if level >= 4 and record.executable:
                 lines += [f"; {symbol}\n{text}" for symbol, text in record.executable.source()]
@@ -103,9 +106,12 @@ def _graph(record: Record) -> dict[str, Any]:
     stages = {k: v for k, v in record.seconds.items() if k != "target"}
     stages |= {f"target.{k}": v for k, v in report.get("seconds", {}).items()}
     rules: Counter[str] = Counter()
-    for done in record.trace.passes if record.trace else ():
+    passes = record.trace.passes if record.trace else []
+    for done in passes:
         rules.update(done.hits)
     kernels = report.get("kernels", [])
+    layers = [asdict(layer) for done in passes for layer in done.layers]
+    measured = next((done.measured for done in passes if done.measured is not None), None)
     return {
         "target": report.get("target"),
         "isa": report.get("isa"),
@@ -118,6 +124,8 @@ def _graph(record: Record) -> dict[str, Any]:
         "validation": record.validation,
         "flops": sum(k["flops"] for k in kernels),
         "weight_bytes": report.get("weight_bytes", 0),
+        "layers": layers,
+        "encoding_error": measured,
         "activation_bytes": report.get("activation_bytes", 0),
         "seconds": stages,
     }
@@ -137,6 +145,39 @@ def _summary(graph: Mapping[str, Any]) -> list[str]:
     lines += [f"    {count:5d}  {rule}" for rule, count in graph["fusions"].items()] or ["    none"]
     lines.append(f"  fallbacks    {len(graph['fallbacks']) or 'none'}")
     lines += [f"    {f['node']} ({f['operator']}): {f['reason']}" for f in graph["fallbacks"]]
+    return lines + _encoding_lines(graph)
+
+
+def _encoding_lines(graph: Mapping[str, Any]) -> list[str]:
+    """Layers by encoding, and by the reason where it is not the one asked for."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for layer in graph["layers"]:
+        groups.setdefault((layer["encoding"], layer["reason"]), []).append(layer)
+    if not groups:
+        return []
+    total = sum(layer["bits"] for layer in graph["layers"]) / 8e6
+    error = graph["encoding_error"]
+    measured = "" if error is None else f", causing an error of {error:.2e} (relative, 2-norm)"
+    lines = [f"  encodings    {total:.1f} MB in {len(graph['layers'])} layers{measured}"]
+    for (encoding, reason), group in sorted(groups.items()):
+        megabytes = sum(layer["bits"] for layer in group) / 8e6
+        why = f"  {reason}" if reason else ""
+        lines.append(f"    {len(group):5d}  {encoding:10s} {megabytes:8.2f} MB{why}")
+    return lines
+
+
+def _layer_lines(graph: Mapping[str, Any]) -> list[str]:
+    """How each layer's weight is stored."""
+    if not graph["layers"]:
+        return []
+    lines = ["  encoding      bits a weight        kB     error  weight"]
+    for layer in graph["layers"]:
+        count = math.prod(layer["shape"])
+        error = "        -" if layer["error"] is None else f"{layer['error']:9.2e}"
+        lines.append(
+            f"  {layer['encoding']:14s} {layer['bits'] / count:12.2f} {layer['bits'] / 8e3:9.1f}"
+            f" {error}  {layer['weight']} {tuple(layer['shape'])}"
+        )
     return lines
 
 

@@ -104,7 +104,7 @@ def conv2d(
     else:
         codes, scale = integer.quantise(x, integer.extent(low, high, pre_activation))
         weight = integer.integer_weight(weight, table, group_scale)
-        sums = F.conv2d(F.pad(codes.double(), sides), weight.double(), None, *steps)  # exact
+        sums = F.conv2d(F.pad(integer.terms(codes), sides), integer.terms(weight), None, *steps)
         x = sums.float() * (scale * channel_scale[:, None, None])
         x = x if bias is None else x + bias[:, None, None]
     if shift is not None:

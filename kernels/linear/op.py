@@ -77,7 +77,7 @@ def linear(
     else:
         codes, scale = integer.quantise(x, x.abs().amax(-1, keepdim=True))
         weight = integer.integer_weight(weight, table, group_scale)
-        sums = F.linear(codes.double(), weight.double())  # exact
+        sums = F.linear(integer.terms(codes), integer.terms(weight))  # exact
         y = sums.float() * (scale * channel_scale)
         y = y if bias is None else y + bias
     if activation == "geglu":

@@ -237,7 +237,7 @@ def plan(
         a_held = held * row_bytes
         sums = 0 if single else blocks * micro.block * micro.columns * 4
         again = -(-panels // workers[2]) * (4 if micro.planes == 1 else 2)
-        again = again if a_held + sums > (0.75 if near else 0.5) * isa.l2 else 1
+        again = again if a_held + sums > (0.35 if near else 0.5) * isa.l2 else 1
         b_read = b_bytes / workers[2] * (4 if micro.decoded else 1)
         return turns * (a_held * again + b_read)
 

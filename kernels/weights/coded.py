@@ -8,7 +8,7 @@ import torch
 
 from ..integer import GROUP, integer_weight
 from .encoding import ENTRIES, Encoding
-from .prune import kept, mask_bits
+from .pruning import kept, mask_bits
 
 
 class Coded(NamedTuple):

@@ -7,9 +7,9 @@ import torch
 from ..integer import GROUP
 from ..operator import declare
 from .coded import Coded, decode, unpack
-from .encode import encode
+from .encoder import encode
 from .encoding import Encoding
-from .prune import prune
+from .pruning import prune
 
 
 def _encode(

@@ -11,7 +11,7 @@ from torch import fx
 
 from ...kernels.tir import amx
 from ...kernels.tir import isa as paths
-from ...kernels.tir.kernel import Kernel
+from ...kernels.tir.kernel import Kernel, Unsupported, lower
 from ..constants import Constants
 from ..errors import FallbackError, MissingDependencyError, UnsupportedCpuError
 
@@ -60,6 +60,18 @@ class CpuTarget:
         ):
             asked = torch.float16
         return torch.float32 if asked is torch.float16 else asked
+
+    def refuses(self, node: fx.Node, constant: set[fx.Node]) -> str | None:
+        """Why a node cannot be lowered, given which of its inputs are constant; None if it can."""
+        from .plan import as_call
+
+        try:
+            lower(as_call(node, constant), self.isa)
+        except Unsupported as reason:
+            return str(reason)
+        except Exception as error:  # a bug in one kernel must not take the model down
+            return f"its lowering failed: {type(error).__name__}: {error}"
+        return None
 
     def compile(self, gm: fx.GraphModule, constants: Constants) -> Any:
         """Plan, generate, build and bind ``gm``.

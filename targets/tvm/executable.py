@@ -117,6 +117,7 @@ class GraphExecutable:
                 self._bound[step.name] = [
                     as_storage(self._constants.packed(operand)) for operand in step.constants
                 ]
+        self._constants.settle()
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Run the graph on tensors for its placeholders."""

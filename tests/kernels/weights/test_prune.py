@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from zoomc.kernels.weights import Encoding, prune
-from zoomc.kernels.weights.prune import kept, mask_bits
+from zoomc.kernels.weights.pruning import kept, mask_bits
 
 SHAPES = [(1, 1), (5, 7), (16, 64), (33, 130), (4, 6, 3, 3), (20, 70, 1, 3)]
 

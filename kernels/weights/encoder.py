@@ -11,7 +11,7 @@ from ..integer import GROUP
 from .coded import Coded
 from .encoding import Encoding, NonFiniteWeightError
 from .fit import fit_table
-from .prune import prune
+from .pruning import prune
 from .scales import choose_scales, refit
 from .tables import UNIFORM, Table, codes_of
 

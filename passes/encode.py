@@ -1,0 +1,224 @@
+"""Linears and convolutions take coded weights: 2 to 8 bits, and integer arithmetic.
+
+The weight stays an expression over the model's own: an ``encode`` call on it that a target
+evaluates once, when it packs the layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+from zoomc.kernels.integer import LONGEST
+from zoomc.kernels.weights import Encoding
+from zoomc.kernels.weights.coded import stored_bits
+from zoomc.kernels.weights.op import ENCODE, PRUNE
+
+from .constants import is_constant
+from .context import Context, Layer, PassRecord
+from .ops import CONV2D, LINEAR
+from .rewrite import Call, Editor, Op, arguments, build, dtype, is_call, shape
+
+KEEP = Encoding("keep")
+INT8 = Encoding("int8")
+
+#: Weights with fewer elements than this are kept: their scales would outweigh what codes save.
+TINY = 1024
+
+#: Rows up to which a two-dimensional input is taken for one row a picture.
+FEW_ROWS = 8
+
+_GETITEM = cast("Op", operator.getitem)
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A layer that could take a coded weight.
+
+    Attributes:
+        node: the linear or convolution.
+        ladder: encodings the target can run, from the fewest bits up; the last keeps the weight.
+        reason: why the ladder does not start with the encoding asked for; else empty.
+        level: the rung taken.
+        error: the layer's own error on that rung, where measured.
+    """
+
+    node: fx.Node
+    ladder: list[Encoding]
+    reason: str = ""
+    level: int = 0
+    error: float | None = None
+
+    @property
+    def encoding(self) -> Encoding:
+        """The rung taken."""
+        return self.ladder[self.level]
+
+    def bits(self, level: int) -> int:
+        """What the weight takes to store on a rung."""
+        weight = self.node.args[1]
+        element = dtype(weight).itemsize * 8  # type: ignore[arg-type]
+        return stored_bits(shape(weight), self.ladder[level], element)  # type: ignore[arg-type]
+
+
+def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> None:
+    """Give every layer the encoding asked for, or the nearest it and the target can bear.
+
+    With ``context.max_error``, layers then climb to more bits until the measured error is within
+    it; see :mod:`.budget`.
+    """
+    asked = Encoding.parse(context.weights)
+    if asked == KEEP:
+        return
+    editor = Editor(gm)
+    candidates = find(gm, asked)
+    for candidate in candidates:
+        _refuse(candidate, editor, context)
+    if context.max_error is not None:
+        from .budget import fit
+
+        record.measured = fit(gm, candidates, context.max_error, context.inputs)
+    coded: dict[tuple[fx.Node, str], Call] = {}
+    memo: dict[Call, fx.Node] = {}
+    for candidate in candidates:
+        node, encoding = candidate.node, candidate.encoding
+        weight = cast("fx.Node", node.args[1])
+        layer = Layer(
+            node.name,
+            weight_name(weight),
+            shape(weight),
+            str(encoding),
+            candidate.bits(candidate.level),
+            candidate.reason,
+            candidate.error,
+        )
+        if encoding != KEEP:
+            if not context.spend():
+                return
+            key = weight, str(encoding)
+            if key not in coded:
+                coded[key] = _encoded(weight, encoding)
+            new = editor.insert(_with(node, coded[key], encoding), node, memo)
+            node.replace_all_uses_with(new)
+            editor.erase_dead(node)
+            layer = dataclasses.replace(layer, node=new.name)
+            kind = "conv2d" if is_call(new, CONV2D) else "linear"
+            record.hit(f"{kind}(x, w) => {kind}(x, {encoding} of w)")
+        record.layers.append(layer)
+
+
+def find(gm: fx.GraphModule, asked: Encoding) -> list[Candidate]:
+    """The layers with constant floating weights, each with the encodings it can bear."""
+    layers = [
+        node
+        for node in gm.graph.nodes
+        if is_call(node, CONV2D, LINEAR)
+        and is_constant(node.args[1])
+        and dtype(node.args[1]).is_floating_point
+        and arguments(node)["channel_scale"] is None
+        and not is_call(node.args[1], PRUNE)
+    ]
+    first, last = _ends(gm, layers)
+    candidates = []
+    for node in layers:
+        weight = cast("fx.Node", node.args[1])
+        depth = math.prod(shape(weight)[1:])
+        ladder, reason = [asked, INT8, KEEP], ""
+        if math.prod(shape(weight)) < TINY:
+            ladder, reason = [KEEP], f"fewer than {TINY} weights"
+        elif dtype(weight) is torch.float64:
+            ladder, reason = [KEEP], "float64 asks for more than integers give"
+        elif depth > LONGEST:
+            ladder, reason = [KEEP], f"sums over more than {LONGEST} products leave int32"
+        elif node in first or node in last:
+            end = "first" if node in first else "last"
+            ladder, reason = [INT8, KEEP], f"the {end} convolution"
+        elif _few_rows(node):
+            ladder, reason = [INT8, KEEP], "a row a picture, as in time embeddings"
+        if asked.kind in ("keep", "int8"):
+            ladder = [e for e in ladder if e in (asked, KEEP)]
+            reason = reason if asked not in ladder else ""
+        candidates.append(Candidate(node, ladder, reason))
+    return candidates
+
+
+def _ends(gm: fx.GraphModule, layers: list[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Convolutions that no layer feeds, and those that feed none."""
+    known = set(layers)
+    fed: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        if any(n in fed or n in known for n in node.all_input_nodes):
+            fed.add(node)
+    feeds: set[fx.Node] = set()
+    for node in reversed(gm.graph.nodes):
+        if any(n in feeds or n in known for n in node.users):
+            feeds.add(node)
+    convs = [node for node in layers if is_call(node, CONV2D)]
+    first = {node for node in convs if not any(x in fed or x in known for x in node.args[0])}
+    return first, {node for node in convs if node not in feeds}
+
+
+def _few_rows(node: fx.Node) -> bool:
+    if not is_call(node, LINEAR):
+        return False
+    rows = shape(cast("fx.Node", node.args[0]))[:-1]
+    return len(rows) <= 1 and math.prod(rows) <= FEW_ROWS
+
+
+def _refuse(candidate: Candidate, editor: Editor, context: Context) -> None:
+    """Take what the target cannot run off the ladder, with its reason."""
+    node, ladder = candidate.node, []
+    for encoding in candidate.ladder:
+        if encoding.kind == "keep":
+            ladder.append(encoding)
+            continue
+        weight = cast("fx.Node", node.args[1])
+        trial = editor.insert(_with(node, _encoded(weight, encoding), encoding), node)
+        reason = context.refuses(trial, constant_nodes_of(trial))
+        editor.erase_dead(trial)
+        if reason is None:
+            ladder.append(encoding)
+        elif not candidate.reason:
+            candidate.reason = f"the target cannot run {encoding}: {reason}"
+    candidate.ladder = ladder
+
+
+def constant_nodes_of(node: fx.Node) -> set[fx.Node]:
+    """Which of a node's inputs depend on weights alone."""
+    return {n for n in node.all_input_nodes if is_constant(n)}
+
+
+def _encoded(weight: fx.Node, encoding: Encoding) -> Call:
+    return Call(PRUNE if encoding.kind == "keep" else ENCODE, (weight, str(encoding)))
+
+
+def _with(node: fx.Node, coded: Call, encoding: Encoding) -> Call:
+    """The layer at ``node`` on a coded weight."""
+    values: dict[str, Any] = arguments(node)
+    if encoding.kind == "keep":
+        values["weight"] = coded
+    else:
+        parts = [Call(_GETITEM, (coded, i)) for i in range(4)]
+        values["weight"], values["channel_scale"] = parts[0], parts[3]
+        if encoding.table:
+            values["table"], values["group_scale"] = parts[1], parts[2]
+    return build(node.target, values, node, size=shape(node))
+
+
+def weight_name(weight: fx.Node) -> str:
+    """The names of the model's weights that a value is computed from."""
+    names: dict[str, None] = {}
+    stack, seen = [weight], {weight}
+    while stack:
+        node = stack.pop()
+        if "weight" in node.meta:
+            names[node.meta["weight"]] = None
+        inputs = [n for n in reversed(node.all_input_nodes) if n not in seen]
+        seen.update(inputs)
+        stack += inputs
+    return " + ".join(names)

@@ -1,0 +1,219 @@
+"""Coded weights in a graph: which layers take which, what that costs, what a target may refuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from zoomc.kernels.weights import Encoding, decode, encode
+from zoomc.kernels.weights.coded import bits
+from zoomc.passes import Context, PassRecord, run
+from zoomc.passes.ops import CONV2D, LINEAR
+from zoomc.passes.rewrite import arguments
+
+from tests.passes.util import assert_meta_is_true, captured, counts, model, outputs
+
+
+def coded(name_or_module, weights: str, inputs=None, **settings):
+    """The graph with coded weights, its inputs, its outputs before, and the pass's record."""
+    gm, inputs = model(name_or_module) if inputs is None else captured(name_or_module, inputs)
+    want = outputs(gm, inputs)
+    trace = run(gm, Context(weights=weights, inputs=inputs, **settings))
+    gm.graph.lint()
+    return gm, inputs, want, trace.passes[-1]
+
+
+def error(got, want) -> float:
+    return max(
+        float((a.double() - b.double()).norm() / b.double().norm())
+        for a, b in zip(got, want, strict=True)
+        if b.is_floating_point()
+    )
+
+
+def encodings(record: PassRecord) -> Counter[str]:
+    return Counter(layer.encoding for layer in record.layers)
+
+
+#: Layers by encoding: all but the ends, the time embeddings and the projections in the resnets.
+EXPECTED = {
+    "sd2_unet": {"int4": 25 - 2 + 8 + 28, "int8": 2 + 2 + 8},
+    "sdxl_unet": {"int4": 25 - 2 + 8 + 56, "int8": 2 + 4 + 8},
+    "clip_text": {"int4": 8},
+    "vae_decoder": {"int4": 16, "keep": 3},
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_layers_take_what_they_can_bear(name):
+    gm, inputs, want, record = coded(name, "int4")
+    assert encodings(record) == EXPECTED[name]
+    assert_meta_is_true(gm)
+    # one rounding of 16 levels a layer, one of 255 an activation, over some twenty layers in line
+    assert 0.01 < error(outputs(gm, inputs), want) < 0.25
+    for layer in record.layers:
+        assert (layer.encoding == "int4") == (layer.reason == ""), layer
+        assert layer.weight and "weight" in layer.weight
+    used = counts(gm)
+    expected = sum(n for e, n in EXPECTED[name].items() if e != "keep")
+    assert used["zoomc.encode.default"] == expected
+
+
+def test_every_encoding_errs_as_much_as_its_levels_explain():
+    errors = {}
+    for weights in ("int8", "shared:256", "shared", "int4", "shared:4", "int4+2:4", "keep+2:4"):
+        gm, inputs, want, _ = coded("clip_text", weights)
+        errors[weights] = error(outputs(gm, inputs), want)
+    assert errors["int8"] < 0.03 and errors["shared:256"] < 0.03
+    assert 3 * errors["int8"] < errors["int4"] < 0.25
+    assert errors["shared"] < errors["int4"] < errors["shared:4"]
+    assert errors["int4"] < errors["keep+2:4"] < 1 and errors["int4"] < errors["int4+2:4"]
+
+
+def test_what_a_layer_takes_to_store_is_what_its_codes_take():
+    _, _, _, record = coded("sd2_unet", "int4")
+    for layer in record.layers:
+        weight, encoding = torch.randn(layer.shape), Encoding.parse(layer.encoding)
+        assert layer.bits == bits(encode(weight, encoding), encoding)
+
+
+def test_a_coded_layer_computes_with_the_decoded_weight():
+    torch.manual_seed(0)
+    layer = nn.Linear(200, 48)
+    x = torch.randint(-127, 128, (20, 200)).float()
+    x[:, 0] = 127  # the scale is 1: activations are exact, so only the weight's rounding is left
+    gm, inputs, _, _ = coded(layer, "shared", (x,))
+    weight = decode(encode(layer.weight, Encoding.parse("shared")))
+    expected = torch.nn.functional.linear(x, weight, layer.bias)
+    torch.testing.assert_close(outputs(gm, inputs)[0], expected.detach(), rtol=1e-5, atol=1e-3)
+
+
+def test_a_weight_used_twice_is_encoded_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.layer(self.layer(x).sin())
+
+    gm, _, _, record = coded(Tied(), "int4", (torch.randn(9, 64),))
+    assert encodings(record) == {"int4": 2}
+    assert counts(gm)["zoomc.encode.default"] == 1
+
+
+def test_queries_keys_and_values_stay_one_product():
+    gm, _, _, record = coded("clip_text", "int4")
+    merged = [layer for layer in record.layers if layer.weight.count(" + ") == 2]
+    assert len(merged) == 2
+    assert all("q_proj" in layer.weight and "v_proj" in layer.weight for layer in merged)
+    assert counts(gm)["zoomc.linear.default"] == 8
+
+
+def test_what_the_target_refuses_takes_more_bits_or_stays():
+    def no_int4_convs(node, constant):
+        table = arguments(node)["table"]
+        assert table is None or table in constant
+        return "no tables" if node.target is CONV2D and table is not None else None
+
+    _, _, _, record = coded("sd2_unet", "int4", refuses=no_int4_convs)
+    assert encodings(record) == {"int8": 25 + 10, "int4": 36}
+    reasons = Counter(layer.reason for layer in record.layers)
+    assert reasons["the target cannot run int4: no tables"] == 23
+
+    gm, inputs, want, record = coded("sd2_unet", "int4", refuses=lambda *_: "no integers")
+    assert encodings(record) == {"keep": 71} and not record.hits
+    assert error(outputs(gm, inputs), want) < 1e-5
+    assert counts(gm)["zoomc.encode.default"] == 0
+
+
+def test_tiny_double_and_varying_weights_are_kept():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tiny = nn.Linear(8, 8)
+            self.exact = nn.Linear(64, 64).double()
+
+        def forward(self, x, w):
+            return self.exact(self.tiny(x).repeat(1, 8).double()), x @ w.t()
+
+    gm, inputs, want, record = coded(Odd(), "int4", (torch.randn(20, 8), torch.randn(30, 8)))
+    assert {layer.reason.split()[0] for layer in record.layers} == {"fewer", "float64"}
+    assert all(torch.equal(a, b) for a, b in zip(outputs(gm, inputs), want, strict=True))
+
+
+def test_half_precision_models_and_a_second_run():
+    gm, inputs = model("clip_text")
+    want = outputs(gm, inputs)
+    run(gm, Context(weights="int4", dtype=torch.bfloat16))
+    assert_meta_is_true(gm)
+    assert error(outputs(gm, inputs), want) < 0.25
+    for node in gm.graph.nodes:
+        if node.target is LINEAR:
+            assert node.meta["val"].dtype is torch.bfloat16
+            assert arguments(node)["channel_scale"].meta["val"].dtype is torch.float32
+    assert run(gm, Context(weights="int4")).rewrites == 0
+
+
+def test_fuel_counts_layers():
+    total = run(model("clip_text")[0], Context()).rewrites
+    gm, inputs = model("clip_text")
+    want = outputs(gm, inputs)
+    run(gm, Context(weights="int4", fuel=total + 3))
+    assert counts(gm)["zoomc.encode.default"] == 3
+    assert error(outputs(gm, inputs), want) < 0.25
+
+
+class Fragile(nn.Module):
+    """Layers in a row, one of which loses everything to 16 levels: its columns differ too much."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(128, 128) for _ in range(5))
+        scale = torch.where(torch.arange(128) % 16 == 0, 300.0, 1.0)
+        with torch.no_grad():
+            self.layers[2].weight *= scale
+        self.register_buffer("scale", scale)
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            x = torch.tanh(layer(x / self.scale if i == 2 else x)) * 3
+        return x
+
+
+def test_a_budget_spends_bits_where_they_matter():
+    x = (torch.randn(40, 128),)
+    _, _, _, plain = coded(Fragile(), "int4", x)
+    gm, inputs, want, record = coded(Fragile(), "int4", x, max_error=0.2)
+    assert encodings(plain) == {"int4": 5} and plain.measured is None
+    assert encodings(record)["int4"] == 4
+    fragile = record.layers[2]
+    assert fragile.encoding != "int4" and "layers.2" in fragile.weight
+    got = error(outputs(gm, inputs), want)
+    assert got <= 0.2 and abs(got - record.measured) < 1e-3
+    # without the budget, that one layer costs more than all others together
+    assert error(outputs(*coded(Fragile(), "int4", x)[:2]), want) > 1.5 * got
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.08, 0.02, 1e-4])
+def test_smaller_budgets_take_more_bits_and_are_kept(budget):
+    x = (torch.randn(40, 128),)
+    gm, inputs, want, record = coded(Fragile(), "int4", x, max_error=budget)
+    assert error(outputs(gm, inputs), want) <= max(budget, 1e-5)
+    assert record.measured <= budget
+    total = sum(layer.bits for layer in record.layers)
+    looser = coded(Fragile(), "int4", x, max_error=min(0.9, budget * 3))[3]
+    assert sum(layer.bits for layer in looser.layers) <= total
+    if budget == 1e-4:
+        assert encodings(record) == {"keep": 5}
+
+
+def test_the_budget_of_a_whole_unet():
+    gm, inputs, want, record = coded("sd2_unet", "int4", max_error=0.08)
+    assert error(outputs(gm, inputs), want) <= 0.0801
+    found = encodings(record)
+    assert found["int4"] > 5 and found["int8"] > 12
+    assert all(layer.error is not None for layer in record.layers)

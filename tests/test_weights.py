@@ -1,0 +1,145 @@
+"""Coded weights through torch.compile: options, numbers, reports, memory, changed weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from zoomc.kernels.weights import encoder
+
+import zoomc
+from tests.models import MODELS
+from zoomc.errors import OptionValueError, ZoomcError
+from zoomc.options import Options
+from zoomc.record import collect
+
+
+class Block(nn.Module):
+    """A transformer's feed-forward, twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 128), nn.SiLU(), nn.Linear(128, 200)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.fixture
+def block():
+    return Block().eval().requires_grad_(False), torch.randn(33, 128)
+
+
+def compiled(model, **options):
+    return torch.compile(model, backend="zoomc", options=options)
+
+
+def error(got, want) -> float:
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+@pytest.mark.parametrize(
+    ("weights", "low", "high"),
+    [
+        ("int8", 1e-3, 0.03),
+        ("int4", 0.02, 0.2),
+        ("shared", 0.02, 0.2),
+        ("int4+2:4", 0.2, 0.8),
+        ("keep+50%", 0.1, 0.8),
+    ],
+)
+def test_numbers_through_the_compiler(block, weights, low, high):
+    model, x = block
+    with collect() as records:
+        got = compiled(model, weights=weights, validate=True, fallback="error")(x)
+    assert low < error(got, model(x)) < high
+    layers = records[0].trace.passes[-1].layers
+    assert [layer.encoding for layer in layers] == [weights] * 3
+    assert all(row["error"] < 1e-5 and row["finite"] for row in records[0].validation)
+
+
+def test_a_layer_is_encoded_once_and_nothing_is_kept_of_it(block, monkeypatch):
+    model, x = block
+    calls: list[tuple[int, ...]] = []
+    encode = encoder.encode
+
+    def counting(weight, *args):
+        calls.append(tuple(weight.shape))
+        return encode(weight, *args)
+
+    monkeypatch.setattr("zoomc.kernels.weights.op.encode", counting)
+    with collect() as records:
+        fast = compiled(model, weights="int4")
+        fast(x)
+    assert sorted(calls) == sorted(layer.shape for layer in records[0].trace.passes[-1].layers)
+    fast(torch.randn(33, 128))
+    assert len(calls) == 3
+    assert records[0].executable._constants._several is None
+
+
+def test_changed_weights_are_encoded_again(block):
+    model, x = block
+    fast = compiled(model, weights="int4")
+    before = fast(x)
+    with torch.no_grad():
+        model.layers[2].weight.mul_(-2)
+    after = fast(x)
+    assert error(after, model(x)) < 0.2 < error(before, model(x))
+
+
+def test_a_budget_is_kept_and_told(block):
+    model, x = block
+    report = zoomc.explain(model, x, options={"weights": "int4", "max_error": 0.03})
+    figures = report.to_dict()
+    json.dumps(figures)
+    assert report.error <= 0.031
+    (graph,) = figures["graphs"]
+    assert graph["encoding_error"] <= 0.03
+    assert abs(graph["encoding_error"] - report.error) < 1e-3
+    encodings = [layer["encoding"] for layer in graph["layers"]]
+    assert len(encodings) == 3 and encodings != ["int4"] * 3
+    text = report.text(3)
+    assert "causing an error of" in text and "layers.2.weight (128, 256)" in text
+
+
+def test_explain_shows_encodings_reasons_and_bytes():
+    model, inputs = MODELS["sd2_unet"]()
+    report = zoomc.explain(model, *inputs, options={"weights": "int4"})
+    (graph,) = report.to_dict()["graphs"]
+    assert len(graph["layers"]) == 25 + 46
+    reasons = {layer["reason"] for layer in graph["layers"] if layer["encoding"] != "int4"}
+    assert "a row a picture, as in time embeddings" in reasons
+    text = str(report)
+    assert "encodings" in text and "int4" in text and "a row a picture" in text
+    assert report.error < 0.25
+    linears = [la for la in graph["layers"] if la["encoding"] == "int4" and len(la["shape"]) == 2]
+    assert len(linears) == 36
+    assert sum(layer["bits"] for layer in linears) / 8 < 0.2 * sum(
+        4 * la["shape"][0] * la["shape"][1] for la in linears
+    )
+
+
+def test_options_are_checked():
+    assert Options(weights="int4+2:4").weights == "int4+2:4"
+    assert Options(weights="int4", max_error="0.05").max_error == 0.05
+    for weights in ("int5", "shared:5", 4):
+        with pytest.raises(OptionValueError, match="it takes keep, int8, int4 or shared"):
+            Options(weights=weights)
+    for value in (0, -1, 2, "many", True):
+        with pytest.raises(OptionValueError, match="a fraction between 0 and 1"):
+            Options(weights="int4", max_error=value)
+    with pytest.raises(OptionValueError, match="weights that lose something"):
+        Options(max_error=0.1)
+
+
+def test_weights_without_numbers_say_so(block):
+    model, x = block
+    model.layers[2].weight.data[3, 4] = float("nan")
+    with pytest.raises((ZoomcError, RuntimeError), match="NaN or infinity"):
+        compiled(model, weights="int4")(x)
+    compiled(model, weights="keep")(x)
