@@ -21,7 +21,7 @@ Expr = Any
 
 def conv2d(call: Call, isa: Isa) -> Kernel:
     """The kernel of a convolution with ``groups > 1``."""
-    from .tir import Preparation, _map, name, optional
+    from .tir import Preparation, geometry, name, optional
 
     inputs, weight = call["inputs"], call["weight"]
     outputs, per_group, down, across = weight.spec.shape
@@ -30,7 +30,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     share = outputs // groups
     depthwise = per_group == 1 and share == 1
     lanes = isa.lanes if depthwise or share % isa.lanes == 0 else 1
-    shape = _map(call)
+    shape = geometry(call)
     layout = Layout(isa, values=per_group * groups)
     rows = shape.output(out_height, out_width)
     prepare = Preparation(call, isa, shape, layout)

@@ -7,13 +7,14 @@ pixels one tap needs for an output row are neighbours whatever the stride.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tvm.tirx.script import builder as T
 
 from ..tir.gemm import Depth, Rows
+from ..tir.isa import Isa
 from ..tir.layout import Layout
 from ..tir.math import ACTIVATIONS
 from ..tir.memory import load
@@ -84,6 +85,17 @@ class Map:
         """Pixels from the one an output stands at to a tap's."""
         return self.pixel(ky * self.dilation[0], kx * self.dilation[1])
 
+    def taps(self) -> tuple[int, ...]:
+        """Pixels from the one an output stands at to each of its taps, row by row."""
+        down, across = self.stride
+        found = []
+        for ky in range(self.kernel[0]):
+            for kx in range(self.kernel[1]):
+                y, x = ky * self.dilation[0], kx * self.dilation[1]
+                phase = y % down * across + x % across
+                found.append((phase * self.rows + y // down) * self.pitch + x // across)
+        return tuple(found)
+
     def depth(self, layout: Layout) -> Depth:
         """K in runs: taps of a row together where they are neighbours in memory."""
         down, across = self.kernel
@@ -97,8 +109,29 @@ class Map:
         return Depth(down * across, layout.values, tap)
 
 
+class Pixels(Protocol):
+    """How the channels of one image's pixels are written."""
+
+    @property
+    def row(self) -> int:
+        """Elements from one pixel to the next."""
+
+    def store(self, buffer: Buffer, row: Expr, channel: Expr, value: Expr, lanes: int) -> None:
+        """Store fp32 lanes at a channel of the pixel that begins at element ``row``."""
+
+    def zeros(self, buffer: Buffer, row: Expr) -> None:
+        """Zero a whole pixel."""
+
+    def pad(self, buffer: Buffer, row: Expr, channels: int) -> None:
+        """Zero what follows the channels of a pixel."""
+
+    def aligned(self, channel: int, lanes: int) -> bool:
+        """Whether ``lanes`` values from a channel on are stored side by side."""
+
+
 def write(
-    layout: Layout,
+    isa: Isa,
+    writer: Callable[[Expr], Pixels],
     shape: Map,
     inputs: Sequence[Buffer],
     out: Buffer,
@@ -110,7 +143,8 @@ def write(
     """Emit the loop that fills a map.
 
     Args:
-        layout: of the pixels.
+        isa: the instruction path.
+        writer: from an image's index, how its pixels are written.
         shape: of the map.
         inputs: flat buffers ``[image][y][x][channel]``.
         out: flat buffer of the map.
@@ -124,30 +158,35 @@ def write(
     down = shape.rows * shape.stride[0]
     total = sum(shape.channels)
 
-    def pixel(image: Expr, y: Expr, x: Expr) -> Expr:
+    def pixel(layout: Pixels, image: Expr, y: Expr, x: Expr) -> Expr:
         return T.bind((image * shape.image + shape.pixel(y, x)) * layout.row)
 
-    def blank(image: Expr, y: Expr, start: int, stop: int) -> None:
+    def blank(layout: Pixels, image: Expr, y: Expr, start: int, stop: int) -> None:
         if stop > start:
             with T.serial(stop - start) as x:
-                layout.zeros(out, pixel(image, y, x + start))
+                layout.zeros(out, pixel(layout, image, y, x + start))
 
-    def fill(image: Expr, y: Expr) -> None:
+    def fill(layout: Pixels, image: Expr, y: Expr) -> None:
         source_y = T.floordiv(y - top, shape.scale)
         with T.serial(width) as x:
-            target = pixel(image, y, x + left)
+            target = pixel(layout, image, y, x + left)
             first = 0
             source = (image * shape.height + source_y) * shape.width + T.floordiv(x, shape.scale)
             source = T.bind(source)
             for buffer, channels in zip(inputs, shape.channels, strict=True):
-                part(buffer, T.bind(source * channels), image, target, first, channels)
+                at = T.bind(source * channels)
+                part(layout, buffer, at, image, target, first, channels)
                 first += channels
-            if layout.values > total:
-                with T.serial(layout.values - total) as c:
-                    layout.store(out, target, c + total, T.float32(0), 1)
+            layout.pad(out, target, total)
 
     def part(
-        buffer: Buffer, source: Expr, image: Expr, target: Expr, first: int, channels: int
+        layout: Pixels,
+        buffer: Buffer,
+        source: Expr,
+        image: Expr,
+        target: Expr,
+        first: int,
+        channels: int,
     ) -> None:
         def one(c: Expr, lanes: int) -> None:
             v = load(buffer, [source + c], lanes)
@@ -156,7 +195,7 @@ def write(
                 v = v * load(gain, [at], lanes) + load(offset, [at], lanes)
             layout.store(out, target, c + first, ACTIVATIONS[activation](v, lanes), lanes)
 
-        lanes = layout.isa.lanes if layout.aligned(first, layout.isa.lanes) else 1
+        lanes = isa.lanes if layout.aligned(first, isa.lanes) else 1
         whole, rest = divmod(channels, lanes)
         if whole:
             with T.serial(whole) as v:
@@ -167,10 +206,11 @@ def write(
 
     with T.parallel(shape.images * down) as task:
         image, y = T.bind(T.floordiv(task, down)), T.bind(T.floormod(task, down))
+        layout = writer(image)
         with T.If(T.And(y >= top, y < top + height)):
             with T.Then():
-                blank(image, y, 0, left)
-                fill(image, y)
-                blank(image, y, left + width, across)
+                blank(layout, image, y, 0, left)
+                fill(layout, image, y)
+                blank(layout, image, y, left + width, across)
             with T.Else():
-                blank(image, y, 0, across)
+                blank(layout, image, y, 0, across)

@@ -75,7 +75,8 @@ def emit(
         isa: the instruction path.
         inputs: flat buffers ``[image][y][x][channel]``.
         channels: of every input.
-        named: the buffers of :func:`scratch`.
+        named: the buffers of :func:`scratch`; of :func:`.extremes.scratch` too, where every
+            chunk's least and largest values are wanted.
         images: how many.
         height: rows of a map.
         width: pixels of a row.
@@ -87,6 +88,14 @@ def emit(
     means, squares, gain, offset = (named[n] for n in ("means", "squares", "gain", "offset"))
     total = sum(channels)
     lanes = isa.lanes
+
+    def extreme(at: Expr, count: int, n: int, pixel: Callable[[Expr], Expr]) -> None:
+        for name, pick in (("lows", T.min), ("highs", T.max)):
+            held = T.alloc_buffer((n,), "float32", scope="local")
+            store(held, [0], pixel(0), n)
+            with T.serial(count) as x:
+                store(held, [0], pick(load(held, [0], n), pixel(x)), n)
+            store(named[name], [at], load(held, [0], n), n)
 
     with T.parallel(images * height) as task:
         first = 0
@@ -107,6 +116,8 @@ def emit(
                 at = task * total + first + c
                 store(means, [at], mean, n)
                 store(squares, [at], _total(width, n, square), n)
+                if "lows" in named:
+                    extreme(at, width, n, pixel)
 
             _each(count, lanes, chunk)
             first += count

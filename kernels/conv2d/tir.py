@@ -25,7 +25,7 @@ from ..tir.pack import (
     round_up,
 )
 from ..tir.primfunc import check_sizes, prim_func
-from . import grouped, maps, statistics
+from . import coded, grouped, maps, statistics
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -41,7 +41,8 @@ def _check(call: Call) -> None:
         raise Unsupported("negative padding")
 
 
-def _map(call: Call) -> maps.Map:
+def geometry(call: Call) -> maps.Map:
+    """The map a call reads."""
     images, height, width, _ = call["inputs"][0].spec.shape
     return maps.Map(
         images,
@@ -76,6 +77,8 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     Raises:
         Unsupported: dtypes other than fp32, bf16, fp16, or mixed; empty tensors; negative padding.
     """
+    if call["channel_scale"] is not None:
+        return coded.conv2d(call, isa)
     _check(call)
     if call["groups"] > 1:
         return grouped.conv2d(call, isa)
@@ -92,7 +95,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         and dtype is (torch.float32 if micro.a == "float32" else torch.bfloat16)
         and out_height * out_width >= micro.rows
     )
-    shape = _map(call)
+    shape = geometry(call)
     if direct:
         pixels = out_height * out_width
         rows = Rows(images, out_height, out_width, out_width, pixels, exact=True)
@@ -233,7 +236,8 @@ class Preparation:
                 eps=call["norm_eps"],
             )
         maps.write(
-            self.layout,
+            self.isa,
+            lambda image: self.layout,
             shape,
             inputs,
             named["map"],

@@ -9,63 +9,30 @@ from typing import Any
 import torch
 from tvm.tirx.script import builder as T
 
-from ..integer import LONGEST
-from ..tir import convert, quantise
+from ..tir import coded, convert, quantise
 from ..tir.codes import Codes
 from ..tir.epilogue import Epilogue, IntegerSums
 from ..tir.gemm import Rows
 from ..tir.integer_product import IntegerProduct
 from ..tir.isa import Isa
-from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value
+from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Value
 from ..tir.key import call_key
 from ..tir.micro_int8 import micro as choose
 from ..tir.normalise import row_values
-from ..tir.pack import column_operand, round_up
+from ..tir.pack import round_up
 from ..tir.primfunc import check_sizes, prim_func
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_CODES = ("weight", "table", "group_scale", "channel_scale", "bias")
-
-
-def check(call: Call, dtype: torch.dtype, k: int) -> None:
-    """Refuse coded calls that no integer kernel takes.
-
-    Raises:
-        Unsupported: activations other than fp32, bf16, fp16; codes known only at run time;
-            sums that could leave int32.
-    """
-    if dtype not in _DTYPES:
-        raise Unsupported(f"activations of {dtype} with coded weights")
-    if any(call[n] is not None and not call[n].constant for n in _CODES):
-        raise Unsupported("coded weights that are not constants")
-    if k > LONGEST:
-        raise Unsupported(f"int8 products of {k} values, whose sums may leave int32")
-
-
-def operands(call: Call, codes: Codes) -> dict[str, Operand]:
-    """The packed constants of a coded call."""
-    weight, table, group_scale = (call[n] for n in _CODES[:3])
-    named = {"panels": codes.operand(weight, table, group_scale)}
-    if codes.bits < 8:
-        named["table"] = codes.table(table)
-    named["factors"] = column_operand(call["channel_scale"], codes.micro, codes.gated)
-    if codes.micro.zero:
-        named["correction"] = codes.correction(weight, table, group_scale)
-    if call["bias"] is not None:
-        named["columns"] = column_operand(call["bias"], codes.micro, codes.gated)
-    return named
 
 
 def linear(call: Call, isa: Isa) -> Kernel:
     """One product over the rows of the flattened input.
 
     Raises:
-        Unsupported: see :func:`check`; empty tensors.
+        Unsupported: see :func:`~zoomc.kernels.tir.coded.check`; empty tensors.
     """
     x, weight, residual = call["x"], call["weight"], call["residual"]
     check_sizes([*(v.spec for v in call.args.values() if isinstance(v, Value)), call.out])
     columns, k = weight.spec.shape
-    check(call, x.spec.dtype, k)
+    coded.check(call, {x.spec.dtype}, k)
     count = x.spec.numel // k
     micro = choose(isa)
     layout = quantise.Blocks(isa, micro, k, round_up(count, micro.rows))
@@ -73,7 +40,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
     codes = Codes.of(weight, call["table"], micro, call["activation"] == "geglu")
     product = IntegerProduct.of(isa, layout, rows, (0,), codes)
 
-    inputs = {"x": Operand((x,)), **operands(call, codes)}
+    inputs = {"x": Operand((x,)), **coded.operands(call, codes)}
     for name in ("norm_weight", "norm_bias"):
         if call["norm"] and call[name] is not None:
             inputs[name] = Operand((call[name],))

@@ -92,6 +92,12 @@ class Layout:
         """Size of that many rows; of slabs, the size of all there are."""
         return self.values // self.kstep * self.slab if self.slab else rows * self.row
 
+    def pad(self, buffer: Buffer, row: Expr, channels: int) -> None:
+        """Zero what follows that many channels of a row."""
+        if self.values > channels:
+            with T.serial(self.values - channels) as c:
+                self.store(buffer, row, c + channels, T.float32(0), 1)
+
     def zeros(self, buffer: Buffer, row: Expr) -> None:
         """Zero the row that begins at element ``row``."""
         if self.slab:

@@ -80,6 +80,37 @@ class Blocks:
                 T.buffer_store(out, T.broadcast(zero, STEP), [T.ramp(at, 1, STEP)])
 
 
+@dataclass(frozen=True)
+class ImagePixels:
+    """Pixels of one image as rows of :class:`Blocks`, all by one scale.
+
+    Attributes:
+        blocks: the layout.
+        inverse: what values are multiplied by.
+        row: pixels are counted, not elements.
+    """
+
+    blocks: Blocks
+    inverse: Expr
+    row: int = 1
+
+    def store(self, buffer: Buffer, row: Expr, channel: Expr, value: Expr, lanes: int) -> None:
+        """Store fp32 lanes at a channel of a pixel."""
+        self.blocks.store(buffer, row, channel, value, self.inverse, lanes)
+
+    def zeros(self, buffer: Buffer, row: Expr) -> None:
+        """Zero a whole pixel."""
+        self.blocks.zeros(buffer, row)
+
+    def aligned(self, channel: int, lanes: int) -> bool:
+        """Whether ``lanes`` values from a channel on are stored side by side."""
+        return channel % lanes == 0
+
+    def pad(self, buffer: Buffer, row: Expr, channels: int) -> None:
+        """Zero what follows the channels of a pixel."""
+        self.blocks.zeros(buffer, row, channels)
+
+
 def magnitude(value: Expr, lanes: int) -> Expr:
     """A key that orders fp32 lanes by magnitude, NaN above all: their bits without the sign."""
     bits = T.reinterpret(typed("int32", lanes), value)
@@ -92,7 +123,7 @@ class Largest:
     def __init__(self, lanes: int, dtype: str, first: Expr) -> None:
         self._lanes, self._dtype = lanes, dtype
         self._held = T.alloc_buffer((lanes,), dtype, scope="local")
-        T.buffer_store(self._held, T.broadcast(first, lanes), [T.ramp(0, 1, lanes)])
+        T.buffer_store(self._held, splat(first, lanes), [T.ramp(0, 1, lanes) if lanes > 1 else 0])
 
     def add(self, value: Expr, lanes: int) -> None:
         """Take lanes into account; one, or as many as the vector has."""

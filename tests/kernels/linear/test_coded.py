@@ -37,7 +37,7 @@ def test_sums_are_exact(machine, rows, k, n, bits):
     check_exact(machine, LINEAR, exact((*rows, k), torch.float32), weight, **unit(extra))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.sampled_from(list(MACHINES)),
     st.sampled_from([0, 2, 4, 8]),

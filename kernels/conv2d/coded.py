@@ -1,0 +1,117 @@
+"""CPU kernels of ``zoomc::conv2d`` on coded weights: images become int8, products are integers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from ..tir import coded, convert
+from ..tir.codes import Codes
+from ..tir.epilogue import Epilogue, IntegerSums
+from ..tir.integer_product import IntegerProduct
+from ..tir.isa import Isa
+from ..tir.kernel import Call, Kernel, Operand, Unsupported, Value
+from ..tir.key import call_key
+from ..tir.micro_int8 import micro as choose
+from ..tir.primfunc import check_sizes, prim_func
+from ..tir.quantise import Blocks, ImagePixels
+from . import extremes, maps, statistics
+
+
+def conv2d(call: Call, isa: Isa) -> Kernel:
+    """One product over the pixels of an int8 map.
+
+    Raises:
+        Unsupported: see :func:`~zoomc.kernels.tir.coded.check`; groups; empty tensors; negative
+            padding.
+    """
+    from .tir import geometry, name, optional
+
+    inputs, weight = call["inputs"], call["weight"]
+    tensors = [v for v in call.args.values() if isinstance(v, Value)]
+    check_sizes([*(v.spec for v in (*inputs, *tensors)), call.out])
+    coded.check(call, {v.spec.dtype for v in inputs}, math.prod(weight.spec.shape[1:]))
+    if call["groups"] > 1:
+        raise Unsupported("coded weights in groups")
+    if min(call["padding"]) < 0:
+        raise Unsupported("negative padding")
+    images, out_height, out_width, columns = call.out.shape
+    channels = weight.spec.shape[1]
+    micro = choose(isa)
+    shape = geometry(call)
+    layout = Blocks(isa, micro, channels, shape.pixels + micro.rows)
+    rows = shape.output(out_height, out_width)
+    codes = Codes.of(weight, call["table"], micro, gated=False)
+    product = IntegerProduct.of(isa, layout, rows, shape.taps(), codes)
+    norm = bool(call["norm_groups"])
+
+    operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
+    operands |= coded.operands(call, codes) | optional(call)
+    scratch = {"a": layout.spec}
+    if norm:
+        scratch |= statistics.scratch(images, shape.height, channels)
+    scratch |= extremes.scratch(images, shape.height, channels, norm)
+    work = product.scratch()
+
+    def body(buffers: list[Any]) -> None:
+        named = dict(zip([*operands, "out", *scratch], buffers, strict=False))
+        sources = [named[f"input{i}"] for i in range(len(inputs))]
+        activation = call["pre_activation"]
+        if norm:
+            statistics.emit(
+                isa,
+                sources,
+                shape.channels,
+                named,
+                images=images,
+                height=shape.height,
+                width=shape.width,
+                groups=call["norm_groups"],
+                weight=named.get("norm_weight"),
+                bias=named.get("norm_bias"),
+                eps=call["norm_eps"],
+            )
+            extremes.of_channels(isa, named, images, shape.height, channels, activation)
+        else:
+            extremes.of_inputs(
+                isa, sources, shape.channels, named, images, shape.height, shape.width, activation
+            )
+        maps.write(
+            isa,
+            lambda image: ImagePixels(layout, T.bind(named["inverses"][image])),
+            shape,
+            sources,
+            named["a"],
+            gain=named.get("gain"),
+            offset=named.get("offset"),
+            activation=activation,
+        )
+        epilogue = Epilogue(
+            isa,
+            micro,
+            columns,
+            named["out"],
+            bias=named.get("columns"),
+            shift=named.get("shift"),
+            residual=named.get("residual"),
+            integer=IntegerSums(named["factors"], named["scales"], True, named.get("correction")),
+        )
+        product.emit(
+            named["a"], named["panels"], named.get("table"), buffers[-len(work) :], epilogue
+        )
+
+    specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
+    texts = [*convert.texts(isa), micro.text, *codes.texts(isa)]
+    return Kernel(
+        name(call).replace("conv2d", f"conv2d_int{codes.bits}", 1),
+        call_key(call, isa),
+        lambda: prim_func(specs, texts, body),
+        tuple(operands.values()),
+        call.out,
+        (*scratch.values(), *work),
+        flops=2 * call.out.numel * math.prod(weight.spec.shape[1:]),
+        notes={"micro": micro.name, "bits": codes.bits, **dataclasses.asdict(product.cut)},
+    )
