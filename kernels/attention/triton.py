@@ -1,0 +1,153 @@
+"""GPU kernels of ``zoomc::attention``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from ..triton.device import attention as device
+from ..triton.gpu import Gpu
+from ..triton.kernel import (
+    Call,
+    Kernel,
+    Launch,
+    Operand,
+    Slot,
+    TensorSpec,
+    Unsupported,
+    lowers,
+)
+from ..triton.maps import power
+from ..triton.product import FLOATS
+from ..triton.tiles import LAUNCH
+
+#: The widest head a program holds.
+WIDEST = 512
+
+
+@lowers("zoomc::attention")
+def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
+    """One launch, the choice of block sizes.
+
+    Raises:
+        Unsupported: dtypes other than fp32, fp16, bf16, or mixed; heads wider than 512; a mask
+            that does not broadcast to the scores; an empty tensor.
+    """
+    names = ("q", "k", "v")
+    specs: list[TensorSpec] = [call[n].spec for n in names]
+    q, k, _ = specs
+    if q.dtype not in FLOATS or len({s.dtype for s in specs}) > 1:
+        raise Unsupported(f"attention of {', '.join(str(s.dtype) for s in specs)}")
+    if 0 in (*q.shape, *k.shape):
+        raise Unsupported("a tensor without elements")
+    heads, dim = call["heads"], call["head_dim"]
+    if dim > WIDEST:
+        raise Unsupported(f"heads of {dim}; the widest are {WIDEST}")
+    batch, queries, _ = q.shape
+    keys = k.shape[1]
+    strides = _mask_strides(call, (batch, heads, queries, keys))
+    operands = {n: Operand((call[n],)) for n in names}
+    if call["mask"] is not None:
+        operands["mask"] = Operand((call["mask"],))
+    for bm, bn, warps, stages in blocks(gpu, power(max(dim, 16)), q.dtype, queries):
+        arguments = {
+            **{n: Slot(n) for n in names},
+            "mask": Slot("mask") if "mask" in operands else None,
+            "out": Slot("out"),
+            "queries": queries,
+            "keys": keys,
+            **{f"{n}_pitch": s.shape[2] for n, s in zip(names, specs, strict=True)},
+            **{f"{n}_at": at for n, at in zip(names, call["offsets"], strict=True)},
+            "heads": heads,
+            **dict(
+                zip(("mask_batch", "mask_head", "mask_query", "mask_key"), strides, strict=True)
+            ),
+            "scale": float(call["scale"]),
+            "HEAD": dim,
+            "WIDTH": power(max(dim, 16)),
+            "CAUSAL": call["causal"],
+            "BOOLEAN": call["mask"] is not None and call["mask"].spec.dtype is torch.bool,
+            "EVEN": keys % bn == 0,
+            "PRECISION": _precision(q.dtype, gpu),
+            "BM": bm,
+            "BN": bn,
+        }
+        grid = (math.ceil(queries / bm), batch * heads, 1)
+        flops = 4 * batch * heads * dim * queries * keys
+        seconds = _seconds(gpu, q.dtype, grid, dim, keys, bm, bn)
+        yield Kernel(
+            "attention",
+            operands,
+            call.out,
+            (Launch(device.attention, grid, arguments, warps, stages),),
+            flops=flops,
+            seconds=seconds,
+            notes={
+                "tile": f"{bm}x{bn}",
+                "warps": warps,
+                "stages": stages,
+                "expected_us": round(seconds * 1e6, 1),
+            },
+        )
+
+
+def _precision(dtype: torch.dtype, gpu: Gpu) -> str:
+    if dtype is not torch.float32:
+        return "tf32"
+    return "tf32x3" if gpu.kind == "cuda" else "ieee"
+
+
+def _mask_strides(call: Call, scores: tuple[int, ...]) -> tuple[int, ...]:
+    """Elements between neighbours along batch, heads, queries and keys; 0 where broadcast."""
+    if call["mask"] is None:
+        return (0, 0, 0, 0)
+    spec: TensorSpec = call["mask"].spec
+    shape = (1,) * (4 - len(spec.shape)) + spec.shape
+    if len(shape) > 4 or any(m not in (1, s) for m, s in zip(shape, scores, strict=True)):
+        raise Unsupported(f"mask of shape {spec.shape} for scores of shape {scores}")
+    if spec.dtype not in (*FLOATS, torch.bool):
+        raise Unsupported(f"mask of dtype {spec.dtype}")
+    return tuple(math.prod(shape[i + 1 :]) if size > 1 else 0 for i, size in enumerate(shape))
+
+
+def blocks(
+    gpu: Gpu, width: int, dtype: torch.dtype, queries: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Queries and keys of a block, warps and stages that registers and shared memory allow."""
+    size = dtype.itemsize
+    for bm in (64, 128):
+        for bn in (32, 64, 128):
+            if (bm > 64 and queries <= 64) or (bn > 64 and width > 128):
+                continue
+            warps = 8 if bm * width >= 128 * 128 or (bm >= 128 and bn >= 128) else 4
+            threads = warps * gpu.warp
+            # The result's and the scores' sums lie in registers, fp32's operands thrice besides.
+            registers = (bm * width + bm * bn * (2 if size < 4 else 4)) / threads
+            if size == 4:
+                registers += bm * width / threads
+            for stages in (3, 2, 1):
+                shared = (bm + 2 * bn * stages) * width * size
+                if shared <= gpu.shared - 4096:
+                    break
+            else:
+                continue
+            if registers <= 192:
+                yield bm, bn, warps, stages
+    if width >= 256:
+        yield 64, 16 if size == 4 else 32, 8, 1
+
+
+def _seconds(
+    gpu: Gpu, dtype: torch.dtype, grid: tuple[int, ...], dim: int, keys: int, bm: int, bn: int
+) -> float:
+    """Arithmetic on tensor cores, beside the exponentials' on special units."""
+    width = power(max(dim, 16))
+    steps = math.ceil(keys / bn)
+    macs = 2 * bm * bn * width / gpu.macs[dtype.itemsize]
+    exponentials = bm * bn / 16 + 6 * bm * bn / 128
+    loads = 2 * 2 * bn * width * dtype.itemsize / 128
+    cycles = 2000 + steps * (max(macs, loads) + exponentials / 2 + 60)
+    rounds = math.ceil(grid[0] * grid[1] / (2 * gpu.processors))
+    return 2 * rounds * cycles / gpu.clock + LAUNCH

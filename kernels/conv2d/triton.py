@@ -1,0 +1,147 @@
+"""GPU kernels of ``zoomc::conv2d``: implicit matrix products over channels-last maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from ..integer import LONGEST
+from ..triton.gpu import Gpu
+from ..triton.kernel import Call, Kernel, Operand, Slot, TensorSpec, Unsupported, lowers
+from ..triton.maps import Passes
+from ..triton.product import Left, Map, check, pass_seconds, products
+from ..triton.weights import Order, padded
+
+
+@lowers("zoomc::conv2d")
+def conv2d(call: Call, gpu: Gpu) -> Iterator[Kernel]:
+    """A product over pixels, normalised before it or in its load.
+
+    Raises:
+        Unsupported: groups; negative padding; dtypes other than fp32, fp16, bf16, or mixed;
+            empty tensors.
+    """
+    specs: list[TensorSpec] = [v.spec for v in call["inputs"]]
+    for spec in specs:
+        check(call, spec)
+    if len({spec.dtype for spec in specs}) > 1:
+        raise Unsupported("inputs of different dtypes")
+    if call["groups"] > 1:
+        raise Unsupported("a grouped convolution")
+    if min(call["padding"]) < 0:
+        raise Unsupported("negative padding")
+    coded = call["channel_scale"] is not None
+    channels = tuple(spec.shape[3] for spec in specs)
+    taps = math.prod(call["weight"].spec.shape[2:])
+    total = sum(channels)
+    if coded and total * taps > LONGEST:
+        raise Unsupported(f"sums of {total * taps} integer products, which int32 may not hold")
+    aligned = all(c * specs[0].dtype.itemsize % 16 == 0 for c in channels)
+    plain = not call["norm_groups"] and call["pre_activation"] == "none"
+    loadable = not coded and len(specs) <= 2
+    if coded or not plain or not aligned or not loadable:
+        depth = padded(total, coded)
+        order = Order((total,), (depth,), taps, gated=False)
+        yield from products(call, _name(call), gpu, _prepared(call, gpu, depth), order)
+    if loadable and (aligned or not plain):
+        order = Order(channels, tuple(padded(c, coded) for c in channels), taps, gated=False)
+        yield from products(call, _name(call), gpu, _loaded(call, gpu), order)
+
+
+def _geometry(call: Call) -> Map:
+    _, height, width, _ = call["inputs"][0].spec.shape
+    scale = 2 if call["upsample"] else 1
+    return Map(
+        height * scale,
+        width * scale,
+        call.out.shape[1],
+        call.out.shape[2],
+        call["weight"].spec.shape[3],
+        tuple(call["stride"]),
+        tuple(call["dilation"]),
+        call["padding"][0],
+        call["padding"][2],
+        call["upsample"],
+    )
+
+
+def _passes(call: Call) -> tuple[Passes, dict[str, Operand]]:
+    """The inputs' slots and operands, and the statistics where they are needed."""
+    operands = {f"input{i}": Operand((v,)) for i, v in enumerate(call["inputs"])}
+    passes = Passes(list(operands), [o.spec for o in operands.values()])
+    coded = call["channel_scale"] is not None
+    if call["norm_groups"]:
+        for name in ("norm_weight", "norm_bias"):
+            if call[name] is not None:
+                operands[name] = Operand((call[name],))
+    if call["norm_groups"] or coded:
+        passes.statistics(
+            call["norm_groups"],
+            Slot("norm_weight") if "norm_weight" in operands else None,
+            Slot("norm_bias") if "norm_bias" in operands else None,
+            call["norm_eps"],
+            extremes=coded,
+        )
+    return passes, operands
+
+
+def _rows(call: Call) -> int:
+    return math.prod(call.out.shape[:3])
+
+
+def _prepared(call: Call, gpu: Gpu, depth: int) -> Left:
+    """One map that launches of their own write: concatenated, normalised, padded, quantised."""
+    passes, operands = _passes(call)
+    dtype = torch.int8 if call["channel_scale"] is not None else passes.specs[0].dtype
+    passes.scratch["map"] = TensorSpec((passes.images, passes.pixels, depth), dtype)
+    passes.write("map", dtype, depth, call["pre_activation"])
+    nbytes = passes.scratch["map"].nbytes
+    statistics = passes.nbytes if "moments" in passes.scratch else 0
+    return Left(
+        ("map",),
+        (depth,),
+        dtype,
+        _rows(call),
+        nbytes,
+        map=_geometry(call),
+        launches=tuple(passes.launches),
+        operands=operands,
+        scratch=passes.scratch,
+        seconds=pass_seconds(passes.nbytes + statistics + nbytes, gpu, len(passes.launches)),
+        route="prepared",
+    )
+
+
+def _loaded(call: Call, gpu: Gpu) -> Left:
+    """The inputs as they are, normalised and activated as the product loads them."""
+    passes, operands = _passes(call)
+    nbytes = passes.nbytes if passes.launches else 0
+    return Left(
+        tuple(passes.inputs),
+        tuple(passes.channels),
+        passes.specs[0].dtype,
+        _rows(call),
+        passes.nbytes,
+        map=_geometry(call),
+        norm="map" if call["norm_groups"] else "",
+        pre=call["pre_activation"],
+        launches=tuple(passes.launches),
+        operands=operands,
+        scratch=passes.scratch,
+        seconds=pass_seconds(nbytes, gpu, len(passes.launches)) if passes.launches else 0.0,
+        route="normalised in the load" if call["norm_groups"] else "as it is",
+    )
+
+
+def _name(call: Call) -> str:
+    """The operator and what it absorbed."""
+    parts = ["conv2d", "x".join(map(str, call["weight"].spec.shape[2:]))]
+    parts += ["concat"] if len(call["inputs"]) > 1 else []
+    parts += ["norm"] if call["norm_groups"] else []
+    parts += [call["pre_activation"]] if call["pre_activation"] != "none" else []
+    parts += ["upsample"] if call["upsample"] else []
+    parts += ["shift"] if call["shift"] is not None else []
+    parts += ["residual"] if call["residual"] is not None else []
+    return "_".join(parts)

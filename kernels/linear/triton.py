@@ -1,0 +1,170 @@
+"""GPU kernels of ``zoomc::linear``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from ..triton.device import rows as device
+from ..triton.gpu import Gpu
+from ..triton.kernel import (
+    Call,
+    Kernel,
+    Launch,
+    Operand,
+    Slot,
+    TensorSpec,
+    Unsupported,
+    lowers,
+)
+from ..triton.product import Left, check, pass_seconds, products
+from ..triton.weights import Order, padded
+
+#: The longest row a program holds in registers.
+LONGEST_ROW = 1 << 14
+
+
+@lowers("zoomc::linear")
+def linear(call: Call, gpu: Gpu) -> Iterator[Kernel]:
+    """One product over the rows of the flattened input, normalised before it or in its load.
+
+    Raises:
+        Unsupported: dtypes other than fp32, fp16, bf16, or mixed; empty tensors; rows too long
+            to normalise or quantise.
+    """
+    x: TensorSpec = call["x"].spec
+    check(call, x)
+    k = x.shape[-1]
+    coded = call["channel_scale"] is not None
+    gated = call["activation"] == "geglu"
+    depth = padded(k, coded)
+    order = Order((k,), (depth,), 1, gated)
+    transformed = call["norm"] or call["pre_activation"] != "none"
+    unaligned = k * x.dtype.itemsize % 16 != 0
+    fits = depth <= LONGEST_ROW
+    if (coded or call["norm"]) and not fits:
+        raise Unsupported(f"rows of {k} elements, which no program can hold")
+    name = "_".join(
+        [
+            "linear",
+            *(["norm"] if call["norm"] else []),
+            *([call["activation"]] if call["activation"] != "none" else []),
+        ]
+    )
+    if fits and (coded or transformed or unaligned):
+        yield from products(call, name, gpu, prepared(call, gpu, depth), order)
+    if not coded and not (fits and unaligned):
+        yield from products(call, name, gpu, loaded(call, gpu), order)
+
+
+def blocks(count: int, k: int) -> tuple[int, int, int]:
+    """Programs, rows a program and the width of its registers for rows of length ``k``."""
+    width = max(16, 1 << (k - 1).bit_length())
+    rows = max(1, min(16, 4096 // width))
+    return math.ceil(count / rows), rows, width
+
+
+def norm_operands(call: Call, gain: str, offset: str) -> dict[str, Operand]:
+    """A norm's gain and offset, where there are, under those names."""
+    pairs = ((gain, call["norm_weight"]), (offset, call["norm_bias"]))
+    return {name: Operand((value,)) for name, value in pairs if value is not None}
+
+
+def slot(operands: dict[str, Operand], name: str) -> Slot | None:
+    """An operand's slot, None without it."""
+    return Slot(name) if name in operands else None
+
+
+def prepared(call: Call, gpu: Gpu, depth: int) -> Left:
+    """Rows that a launch of their own normalises, activates, pads and quantises."""
+    x: TensorSpec = call["x"].spec
+    k = x.shape[-1]
+    count = x.numel // k
+    coded = call["channel_scale"] is not None
+    operands = {"x": Operand((call["x"],))}
+    if call["norm"]:
+        operands |= norm_operands(call, "norm_weight", "norm_bias")
+    dtype = torch.int8 if coded else x.dtype
+    scratch = {"a": TensorSpec((count, depth), dtype)}
+    if coded:
+        scratch["row_scale"] = TensorSpec((count,), torch.float32)
+    programs, rows, width = blocks(count, max(k, depth))
+    launch = Launch(
+        device.prepare_rows,
+        (programs, 1, 1),
+        {
+            "x": Slot("x"),
+            "gain": slot(operands, "norm_weight"),
+            "offset": slot(operands, "norm_bias"),
+            "out": Slot("a"),
+            "scale": Slot("row_scale") if coded else None,
+            "M": count,
+            "K": k,
+            "pitch": depth,
+            "eps": float(call["norm_eps"]),
+            "NORM": bool(call["norm"]),
+            "PRE": call["pre_activation"],
+            "INTEGER": coded,
+            "BM": rows,
+            "BK": width,
+        },
+        warps=4 if rows * width <= 8192 else 8,
+    )
+    nbytes = scratch["a"].nbytes
+    return Left(
+        ("a",),
+        (depth,),
+        dtype,
+        count,
+        nbytes,
+        launches=(launch,),
+        operands=operands,
+        scratch=scratch,
+        seconds=pass_seconds(x.nbytes + nbytes, gpu),
+        route="prepared",
+    )
+
+
+def loaded(call: Call, gpu: Gpu) -> Left:
+    """Rows as they are, normalised and activated as the product loads them."""
+    x: TensorSpec = call["x"].spec
+    k = x.shape[-1]
+    count = x.numel // k
+    operands = {"x": Operand((call["x"],))}
+    if not call["norm"]:
+        pre = call["pre_activation"]
+        return Left(("x",), (k,), x.dtype, count, x.nbytes, pre=pre, operands=operands)
+    operands |= norm_operands(call, "gain", "offset")
+    moments = TensorSpec((count,), torch.float32)
+    programs, rows, width = blocks(count, k)
+    launch = Launch(
+        device.row_moments,
+        (programs, 1, 1),
+        {
+            "x": Slot("x"),
+            "mean": Slot("mean"),
+            "deviation": Slot("deviation"),
+            "M": count,
+            "K": k,
+            "eps": float(call["norm_eps"]),
+            "BM": rows,
+            "BK": width,
+        },
+        warps=4 if rows * width <= 8192 else 8,
+    )
+    return Left(
+        ("x",),
+        (k,),
+        x.dtype,
+        count,
+        x.nbytes,
+        norm="rows",
+        pre=call["pre_activation"],
+        launches=(launch,),
+        operands=operands,
+        scratch={"mean": moments, "deviation": moments},
+        seconds=pass_seconds(x.nbytes, gpu),
+        route="normalised in the load",
+    )

@@ -1,0 +1,1 @@
+"""Triton functions, and nothing else: their parameters are Triton's tensors and constants."""

@@ -1,0 +1,187 @@
+"""What maps go through before a convolution: group norm, activation, quantisation, concat."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .language import activate, largest_of, to_int8
+
+
+@triton.jit
+def map_moments(
+    x,
+    moments,
+    pixels,
+    per_chunk,
+    channels,
+    channel_at,
+    all_channels,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Statistics of each channel over each chunk of an image's pixels.
+
+    ``x`` is ``[images, pixels, channels]``; ``moments`` is ``[4, images, chunks, all_channels]``:
+    mean, sum of squared distances from it, least and greatest value. The grid is ``(chunks,
+    blocks of channels, images)``.
+    """
+    chunk = tl.program_id(0)
+    image = tl.program_id(2)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = c < channels
+    begin = chunk * per_chunk
+    end = tl.minimum(begin + per_chunk, pixels)
+    mean = tl.zeros((BC,), tl.float32)
+    squares = tl.zeros((BC,), tl.float32)
+    low = tl.full((BC,), float("inf"), tl.float32)
+    high = tl.full((BC,), float("-inf"), tl.float32)
+    for p0 in range(begin, end, BP):
+        p = p0 + tl.arange(0, BP)
+        mask = (p < end)[:, None] & inside[None, :]
+        at = (image * pixels + p)[:, None] * channels + c[None, :]
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        count = tl.minimum(end - p0, BP) * 1.0
+        here = tl.sum(value, 0) / count
+        away = tl.where(mask, value - here[None, :], 0.0)
+        # Two sets' moments make those of their union (Chan, Golub and LeVeque).
+        seen = (p0 - begin) * 1.0
+        gap = here - mean
+        share = count / (seen + count)
+        squares += tl.sum(away * away, 0) + gap * gap * seen * share
+        mean += gap * share
+        low = tl.minimum(low, tl.min(tl.where(mask, value, float("inf")), 0))
+        high = tl.maximum(high, tl.max(tl.where(mask, value, float("-inf")), 0))
+    plane = tl.num_programs(2) * tl.num_programs(0) * all_channels
+    at = (image * tl.num_programs(0) + chunk) * all_channels + channel_at + c
+    tl.store(moments + at, mean, mask=inside)
+    tl.store(moments + plane + at, squares, mask=inside)
+    tl.store(moments + 2 * plane + at, low, mask=inside)
+    tl.store(moments + 3 * plane + at, high, mask=inside)
+
+
+@triton.jit
+def map_affine(
+    moments,
+    weight,
+    bias,
+    gain,
+    offset,
+    extremes,
+    pixels,
+    per_chunk,
+    chunks,
+    channels,
+    in_group,
+    eps,
+    NORM: tl.constexpr,
+    BCHUNK: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """A group's norm as one multiplication and addition a channel, and the extremes it gives.
+
+    Writes ``gain`` and ``offset`` ``[images, channels]`` with ``NORM``, and ``extremes``
+    ``[2, images, groups]`` if it is not None. The grid is ``(groups, images)``.
+    """
+    group = tl.program_id(0)
+    image = tl.program_id(1)
+    chunk = tl.arange(0, BCHUNK)
+    c = group * in_group + tl.arange(0, BC)
+    inside = (tl.arange(0, BC) < in_group) & (c < channels)
+    mask = (chunk < chunks)[:, None] & inside[None, :]
+    plane = tl.num_programs(1) * chunks * channels
+    at = (image * chunks + chunk)[:, None] * channels + c[None, :]
+    means = tl.load(moments + at, mask=mask, other=0.0)
+    a = tl.full((BC,), 1.0, tl.float32)
+    b = tl.zeros((BC,), tl.float32)
+    if NORM:
+        count = tl.minimum(pixels - chunk * per_chunk, per_chunk) * 1.0
+        squares = tl.load(moments + plane + at, mask=mask, other=0.0)
+        total = pixels * in_group * 1.0
+        mean = tl.sum(tl.sum(means * count[:, None], 0), 0) / total
+        gap = tl.where(mask, means - mean, 0.0)
+        spread = tl.sum(tl.sum(squares + gap * gap * count[:, None], 0), 0)
+        deviation = 1.0 / tl.sqrt_rn(spread / total + eps)
+        a = a * deviation
+        if weight is not None:
+            a = a * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+        b = -mean * a
+        if bias is not None:
+            b = b + tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+        tl.store(gain + image * channels + c, a, mask=inside)
+        tl.store(offset + image * channels + c, b, mask=inside)
+    if extremes is not None:
+        low = tl.load(moments + 2 * plane + at, mask=mask, other=float("inf"))
+        high = tl.load(moments + 3 * plane + at, mask=mask, other=float("-inf"))
+        first = tl.min(low, 0) * a + b
+        second = tl.max(high, 0) * a + b
+        least = tl.min(tl.where(inside, tl.minimum(first, second), float("inf")), 0)
+        most = tl.max(tl.where(inside, tl.maximum(first, second), float("-inf")), 0)
+        # A minimum may pass over a NaN; a mean does not. Infinities become NaN in it or stay.
+        sums = tl.sum(tl.sum(tl.where(mask, means, 0.0) * 0.0, 0), 0)
+        spoiled = (sums != sums) | (least != least) | (most != most)
+        least = tl.where(spoiled, float("nan"), least)
+        most = tl.where(spoiled, float("nan"), most)
+        at = image * tl.num_programs(0) + group
+        tl.store(extremes + at, least)
+        tl.store(extremes + tl.num_programs(1) * tl.num_programs(0) + at, most)
+
+
+@triton.jit
+def prepare_map(
+    x,
+    gain,
+    offset,
+    extremes,
+    out,
+    scale,
+    pixels,
+    channels,
+    channel_at,
+    all_channels,
+    width,
+    pitch,
+    groups,
+    PRE: tl.constexpr,
+    INTEGER: tl.constexpr,
+    DIP: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BG: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Normalise, activate and store one input as channels of ``out [images, pixels, pitch]``.
+
+    ``width`` channels are written from ``channel_at`` on, zeros where the input has none. With
+    ``INTEGER`` they are int8, and ``scale [images]`` takes them back. The grid is ``(blocks of
+    pixels, blocks of channels, images)``.
+    """
+    image = tl.program_id(2)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mask = (p < pixels)[:, None] & (c < channels)[None, :]
+    at = (image * pixels + p)[:, None] * channels + c[None, :]
+    y = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    if gain is not None:
+        at = image * all_channels + channel_at + c
+        a = tl.load(gain + at, mask=c < channels, other=0.0)
+        b = tl.load(offset + at, mask=c < channels, other=0.0)
+        y = y * a[None, :] + b[None, :]
+    y = tl.where(mask, activate(y, PRE), 0.0)
+    at = (image * pixels + p)[:, None] * pitch + channel_at + c[None, :]
+    inside = (p < pixels)[:, None] & (c < width)[None, :]
+    if INTEGER:
+        group = tl.arange(0, BG)
+        at_group = image * groups + group
+        low = tl.load(extremes + at_group, mask=group < groups, other=float("inf"))
+        at_group += tl.num_programs(2) * groups
+        high = tl.load(extremes + at_group, mask=group < groups, other=float("-inf"))
+        spoiled = tl.sum(((low != low) & (group < groups)).to(tl.int32), 0) > 0
+        least = tl.where(spoiled, float("nan"), tl.min(low, 0))
+        most = tl.where(spoiled, float("nan"), tl.max(high, 0))
+        top = largest_of(least, most, PRE, DIP, DEPTH)
+        tl.store(out + at, to_int8(y, tl.div_rn(1.0, top) * 127.0), mask=inside)
+        first = (tl.program_id(0) == 0) & (tl.program_id(1) == 0) & (channel_at == 0)
+        tl.store(scale + image, tl.div_rn(top, 127.0), mask=first)
+    else:
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)

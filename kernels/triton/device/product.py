@@ -1,0 +1,339 @@
+"""Matrix products whose left operand is rows or a map read as rows, and what follows them."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .decode import decode
+from .language import activate, gelu, tile_of
+
+
+@triton.jit
+def accumulate(
+    acc,
+    x,
+    w,
+    table,
+    group_scale,
+    mean,
+    deviation,
+    gain,
+    offset,
+    rows,
+    columns,
+    tensor,
+    begin,
+    end,
+    depth_at,
+    depth,
+    channel_at,
+    channels,
+    chunks,
+    pixels,
+    out_width,
+    height,
+    width,
+    top,
+    left,
+    MAP: tl.constexpr,
+    KW: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
+    NORM: tl.constexpr,
+    PRE: tl.constexpr,
+    CODES: tl.constexpr,
+    PERMUTE: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Add one input's part of the product: steps ``begin`` to ``end`` over taps and channels."""
+    k = tl.arange(0, BK)
+    if MAP:
+        image = rows // pixels
+        pixel = rows % pixels
+        y0 = pixel // out_width * STRIDE_H - top
+        x0 = pixel % out_width * STRIDE_W - left
+        if UPSAMPLE:
+            source_height = height // 2
+            source_width = width // 2
+        else:
+            source_height = height
+            source_width = width
+    for step in range(begin, end):
+        tap = step // chunks
+        c = (step - tap * chunks) * BK + k
+        if MAP:
+            yy = y0 + tap // KW * DILATION_H
+            xx = x0 + tap % KW * DILATION_W
+            inside = (yy >= 0) & (yy < height) & (xx >= 0) & (xx < width)
+            if UPSAMPLE:
+                yy = yy // 2
+                xx = xx // 2
+            at = ((image * source_height + yy) * source_width + xx) * channels
+            mask = inside[:, None]
+            if not EVEN:
+                mask = mask & (c < channels)[None, :]
+            a = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0)
+        else:
+            at = rows * channels
+            if EVEN:
+                a = tl.load(x + at[:, None] + c[None, :])
+            else:
+                mask = (c < channels)[None, :]
+                a = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0)
+        if NORM == "rows":
+            y = (a.to(tl.float32) - mean[:, None]) * deviation[:, None]
+            if gain is not None:
+                y = y * tl.load(gain + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+            if offset is not None:
+                y = y + tl.load(offset + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+            y = activate(y, PRE)
+            if not EVEN:
+                y = tl.where(mask, y, 0.0)
+            a = y.to(x.dtype.element_ty)
+        elif NORM == "map":
+            # All rows of a block lie in one image here, whose channels have one affine each.
+            place = tensor + channel_at + c
+            scale = tl.load(gain + place, mask=c < channels, other=0.0)
+            shift = tl.load(offset + place, mask=c < channels, other=0.0)
+            y = activate(a.to(tl.float32) * scale[None, :] + shift[None, :], PRE)
+            a = tl.where(mask, y, 0.0).to(x.dtype.element_ty)
+        elif PRE != "none":
+            y = activate(a.to(tl.float32), PRE)
+            if MAP or not EVEN:
+                y = tl.where(mask, y, 0.0)
+            a = y.to(x.dtype.element_ty)
+        if CODES:
+            half = (depth_at + step * BK) // 2 + tl.arange(0, BK // 2)
+            codes = tl.load(w + columns[:, None] * (depth // 2) + half[None, :])
+            b = decode(codes, table, PERMUTE)
+            group = (depth_at + step * BK) // 64
+            b = b * tl.load(group_scale + columns * (depth // 64) + group)[:, None]
+        else:
+            b = tl.load(w + columns[:, None] * depth + (depth_at + step * BK + k)[None, :])
+        if b.dtype != a.dtype:
+            b = b.to(a.dtype)
+        acc = tl.dot(a, b.T, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    return acc
+
+
+@triton.jit
+def epilogue(
+    acc,
+    out,
+    row_scale,
+    channel_scale,
+    bias,
+    shift,
+    residual,
+    m0,
+    n0,
+    M,
+    N,
+    pixels,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Scale, add the bias, activate or gate, add shift and residual, store one block."""
+    rows = m0 + tl.arange(0, BM)
+    columns = n0 + tl.arange(0, BN)
+    y = acc.to(tl.float32)
+    if channel_scale is not None:
+        scale = tl.load(channel_scale + columns, mask=columns < N, other=0.0)[None, :]
+        if row_scale is not None:
+            # One scale a row, or with ``pixels`` rows an image, one an image.
+            scale = tl.load(row_scale + rows // pixels, mask=rows < M, other=0.0)[:, None] * scale
+        y = y * scale
+    if bias is not None:
+        y = y + tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        # Columns alternate between value and gate, so both lie in one thread's registers.
+        value, gate = tl.split(y.reshape(BM, BN // 2, 2))
+        y = value * gelu(gate)
+        N = N // 2
+        columns = n0 // 2 + tl.arange(0, BN // 2)
+    else:
+        y = activate(y, ACTIVATION)
+    mask = (rows < M)[:, None] & (columns < N)[None, :]
+    if shift is not None:
+        at = (rows // pixels * N)[:, None] + columns[None, :]
+        y = y + tl.load(shift + at, mask=mask, other=0.0).to(tl.float32)
+    at = rows[:, None] * N + columns[None, :]
+    if residual is not None:
+        y = y + tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def product(
+    x0,
+    x1,
+    w,
+    table,
+    group_scale,
+    mean,
+    deviation,
+    gain,
+    offset,
+    row_scale,
+    channel_scale,
+    bias,
+    shift,
+    residual,
+    out,
+    partial,
+    M,
+    N,
+    depth,
+    depth1,
+    channels0,
+    channels1,
+    chunks0,
+    chunks1,
+    steps0,
+    steps1,
+    per_split,
+    pixels,
+    out_width,
+    height,
+    width,
+    top,
+    left,
+    MAP: tl.constexpr,
+    KW: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
+    NORM: tl.constexpr,
+    PRE: tl.constexpr,
+    CODES: tl.constexpr,
+    PERMUTE: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTEGER: tl.constexpr,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One block of ``out``, or of one split's partial sums.
+
+    ``x0`` and ``x1`` are rows ``[M, channels]`` or, with ``MAP``, maps ``[images, height, width,
+    channels]`` (halved in height and width with ``UPSAMPLE``) concatenated along the channels.
+    ``w`` is ``[N, depth]``: for each input its taps, for each tap its channels, padded with zeros
+    to whole blocks.
+    """
+    block_m, block_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), GROUP)
+    # Rows and columns past the end repeat the last one: loads need no mask, the store has one.
+    rows = tl.minimum(block_m * BM + tl.arange(0, BM), M - 1)
+    columns = tl.minimum(block_n * BN + tl.arange(0, BN), N - 1)
+    if INTEGER:
+        acc = tl.zeros((BM, BN), tl.int32)
+    else:
+        acc = tl.zeros((BM, BN), tl.float32)
+    begin = 0
+    end = steps0
+    end1 = steps1
+    if SPLIT > 1:
+        begin = tl.program_id(1) * per_split
+        end = tl.minimum(begin + per_split, steps0)
+        end1 = tl.minimum(begin + per_split - steps0, steps1)
+    row_mean = None
+    row_deviation = None
+    if NORM == "rows":
+        row_mean = tl.load(mean + rows)
+        row_deviation = tl.load(deviation + rows)
+    tensor = block_m * BM // pixels * (channels0 + channels1)
+    acc = accumulate(
+        acc, x0, w, table, group_scale, row_mean, row_deviation, gain, offset, rows, columns,
+        tensor, begin, end, 0, depth, 0, channels0, chunks0, pixels, out_width, height, width,
+        top, left, MAP, KW, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, UPSAMPLE, NORM, PRE,
+        CODES, PERMUTE, EVEN, PRECISION, BN, BK,
+    )  # fmt: skip
+    if x1 is not None:
+        begin1 = tl.maximum(begin - steps0, 0)
+        acc = accumulate(
+            acc, x1, w, table, group_scale, row_mean, row_deviation, gain, offset, rows, columns,
+            tensor, begin1, end1, depth1, depth, channels0, channels1, chunks1, pixels, out_width,
+            height, width, top, left, MAP, KW, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
+            UPSAMPLE, NORM, PRE, CODES, PERMUTE, EVEN, PRECISION, BN, BK,
+        )  # fmt: skip
+    if SPLIT > 1:
+        at_m = block_m * BM + tl.arange(0, BM)
+        at_n = block_n * BN + tl.arange(0, BN)
+        at = (tl.program_id(1) * M + at_m)[:, None] * N + at_n[None, :]
+        tl.store(partial + at, acc, mask=(at_m < M)[:, None] & (at_n < N)[None, :])
+    else:
+        epilogue(
+            acc, out, row_scale, channel_scale, bias, shift, residual, block_m * BM,
+            block_n * BN, M, N, pixels, BM, BN, GATED, ACTIVATION,
+        )  # fmt: skip
+
+
+@triton.jit
+def finish(
+    partial,
+    row_scale,
+    channel_scale,
+    bias,
+    shift,
+    residual,
+    out,
+    M,
+    N,
+    pixels,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Add up the splits' partial sums ``[SPLIT, M, N]`` in order, then what follows a product."""
+    m0 = tl.program_id(0) * BM
+    n0 = tl.program_id(1) * BN
+    rows = m0 + tl.arange(0, BM)
+    columns = n0 + tl.arange(0, BN)
+    mask = (rows < M)[:, None] & (columns < N)[None, :]
+    at = rows[:, None] * N + columns[None, :]
+    acc = tl.load(partial + at, mask=mask, other=0)
+    for split in range(1, SPLIT):
+        acc += tl.load(partial + split * M * N + at, mask=mask, other=0)
+    epilogue(
+        acc, out, row_scale, channel_scale, bias, shift, residual, m0, n0, M, N, pixels, BM, BN,
+        GATED, ACTIVATION,
+    )  # fmt: skip
+
+
+@triton.jit
+def expand(
+    codes,
+    table,
+    group_scale,
+    out,
+    N,
+    depth,
+    PERMUTE: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Decode weights ``[N, depth / 2]`` to int8 ``[N, depth]``, a group of channels a program."""
+    columns = tl.program_id(0) * BN + tl.arange(0, BN)
+    group = tl.program_id(1)
+    mask = (columns < N)[:, None]
+    at = columns[:, None] * (depth // 2) + (group * 32 + tl.arange(0, 32))[None, :]
+    w = decode(tl.load(codes + at, mask=mask, other=0), table, PERMUTE)
+    scale = tl.load(group_scale + columns * (depth // 64) + group, mask=columns < N, other=0)
+    at = columns[:, None] * depth + (group * 64 + tl.arange(0, 64))[None, :]
+    tl.store(out + at, w * scale[:, None], mask=mask)

@@ -1,0 +1,170 @@
+"""Launches that take maps through a group norm, an activation and quantisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..activation import DIPS
+from .device import maps as device
+from .kernel import Launch, Slot, TensorSpec
+
+#: Chunks of an image's pixels whose statistics are gathered apart.
+CHUNKS = 64
+PIXELS, CHANNELS = 32, 64
+
+
+@dataclass
+class Passes:
+    """Launches in order and the workspace between them, built up step by step.
+
+    Attributes:
+        inputs: slots of maps that are concatenated along their channels.
+        specs: theirs: ``(images, pixels..., channels)``.
+    """
+
+    inputs: Sequence[str]
+    specs: Sequence[TensorSpec]
+    launches: list[Launch] = field(default_factory=list)
+    scratch: dict[str, TensorSpec] = field(default_factory=dict)
+    _groups: int = 0
+
+    @property
+    def images(self) -> int:
+        """Images in a map."""
+        return self.specs[0].shape[0]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of an image."""
+        return math.prod(self.specs[0].shape[1:-1])
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each input."""
+        return [spec.shape[-1] for spec in self.specs]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all inputs."""
+        return sum(spec.nbytes for spec in self.specs)
+
+    def statistics(
+        self,
+        groups: int,
+        weight: Slot | None,
+        bias: Slot | None,
+        eps: float,
+        extremes: bool,
+    ) -> None:
+        """Gather what a group norm over the concatenation and its quantisation need.
+
+        Fills ``gain`` and ``offset`` unless ``groups`` is 0, and ``extremes`` where asked.
+        """
+        total = sum(self.channels)
+        per_chunk = max(PIXELS, -(-self.pixels // CHUNKS))
+        chunks = -(-self.pixels // per_chunk)
+        moments = TensorSpec((4, self.images, chunks, total), torch.float32)
+        self.scratch["moments"] = moments
+        at = 0
+        for name, channels in zip(self.inputs, self.channels, strict=True):
+            self.launches.append(
+                Launch(
+                    device.map_moments,
+                    (chunks, -(-channels // CHANNELS), self.images),
+                    {
+                        "x": Slot(name),
+                        "moments": Slot("moments"),
+                        "pixels": self.pixels,
+                        "per_chunk": per_chunk,
+                        "channels": channels,
+                        "channel_at": at,
+                        "all_channels": total,
+                        "BP": PIXELS,
+                        "BC": CHANNELS,
+                    },
+                )
+            )
+            at += channels
+        in_group = total // groups if groups else CHANNELS
+        self._groups = groups or -(-total // in_group)
+        affine = TensorSpec((self.images, total), torch.float32)
+        if groups:
+            self.scratch |= {"gain": affine, "offset": affine}
+        if extremes:
+            shape = (2, self.images, self._groups)
+            self.scratch["extremes"] = TensorSpec(shape, torch.float32)
+        self.launches.append(
+            Launch(
+                device.map_affine,
+                (self._groups, self.images, 1),
+                {
+                    "moments": Slot("moments"),
+                    "weight": weight,
+                    "bias": bias,
+                    "gain": self._slot("gain"),
+                    "offset": self._slot("offset"),
+                    "extremes": self._slot("extremes"),
+                    "pixels": self.pixels,
+                    "per_chunk": per_chunk,
+                    "chunks": chunks,
+                    "channels": total,
+                    "in_group": in_group,
+                    "eps": float(eps),
+                    "NORM": groups > 0,
+                    "BCHUNK": power(chunks),
+                    "BC": power(in_group),
+                },
+                warps=8 if power(chunks) * power(in_group) >= 8192 else 4,
+            )
+        )
+
+    def write(self, out: str, dtype: torch.dtype, pitch: int, pre: str) -> None:
+        """Write the concatenation, normalised and activated, as ``[images, pixels, pitch]``.
+
+        int8 is quantised by :meth:`statistics`' extremes, with a ``row_scale`` an image.
+        """
+        integer = dtype is torch.int8
+        if integer:
+            self.scratch["row_scale"] = TensorSpec((self.images,), torch.float32)
+        dip, depth = DIPS.get(pre, (0.0, 0.0))
+        at = 0
+        for index, (name, channels) in enumerate(zip(self.inputs, self.channels, strict=True)):
+            width = channels if index + 1 < len(self.inputs) else pitch - at
+            arguments: dict[str, Any] = {
+                "x": Slot(name),
+                "gain": self._slot("gain"),
+                "offset": self._slot("offset"),
+                "extremes": self._slot("extremes") if integer else None,
+                "out": Slot(out),
+                "scale": Slot("row_scale") if integer else None,
+                "pixels": self.pixels,
+                "channels": channels,
+                "channel_at": at,
+                "all_channels": sum(self.channels),
+                "width": width,
+                "pitch": pitch,
+                "groups": self._groups,
+                "PRE": pre,
+                "INTEGER": integer,
+                "DIP": dip,
+                "DEPTH": depth,
+                "BG": power(self._groups or 1),
+                "BP": PIXELS,
+                "BC": CHANNELS,
+            }
+            grid = (-(-self.pixels // PIXELS), -(-width // CHANNELS), self.images)
+            self.launches.append(Launch(device.prepare_map, grid, arguments))
+            at += channels
+
+    def _slot(self, name: str) -> Slot | None:
+        return Slot(name) if name in self.scratch else None
+
+
+def power(n: int) -> int:
+    """The smallest power of two that is at least ``n``."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,113 @@
+"""Kernels compiled ahead of time for GPUs that need not be there, and what came of it read."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install zoomc[gpu]")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from zoomc.kernels.triton.gpu import GPUS, Gpu
+from zoomc.kernels.triton.kernel import Kernel, candidates
+from zoomc.kernels.triton.run import compile_for, symbol
+
+from .calls import attention, conv, linear, unet
+
+#: What multiplies on the tensor cores, by architecture and operand.
+MULTIPLIES = {
+    ("sm_80", "fp16"): r"mma\.sync\S*\.f32\.f16\.f16\.f32",
+    ("sm_80", "int8"): r"mma\.sync\S*\.s32\.s8\.s8\.s32",
+    ("sm_90", "fp16"): r"wgmma\.mma_async\S*\.f32\.f16\.f16",
+    ("sm_90", "int8"): r"wgmma\.mma_async\S*\.s32\.s8\.s8",
+    ("sm_100", "fp16"): r"tcgen05\.mma\S*kind::f16",
+    ("sm_100", "int8"): r"tcgen05\.mma\S*kind::i8",
+    ("gfx942", "fp16"): r"v_mfma_f32_\w*f16",
+    ("gfx942", "int8"): r"v_mfma_i32_\w*i8",
+}
+
+
+def spilled(gpu: Gpu, compiled: Any) -> int:
+    """Bytes or registers a kernel keeps in memory because registers ran out."""
+    if gpu.kind == "hip":
+        counts = re.findall(r"\.(?:vgpr|sgpr)_spill_count:\s+(\d+)", compiled.asm["amdgcn"])
+        assert counts
+        return sum(map(int, counts))
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    counts = re.findall(r"(?:STACK|LOCAL):(\d+)", text)
+    assert counts
+    return sum(map(int, counts))
+
+
+def check(gpu: Gpu, kernel: Kernel, seen: set[str]) -> None:
+    """Compile what was not yet compiled and read it."""
+    for launch in kernel.launches:
+        name = symbol(launch, kernel.specs)
+        if name in seen:
+            continue
+        seen.add(name)
+        compiled = compile_for(gpu, launch, kernel.specs)
+        what = f"{gpu.name} {kernel.name} {name} {dict(kernel.notes)}"
+        assert compiled.metadata.shared <= gpu.shared, what
+        assert spilled(gpu, compiled) == 0, what
+        function = launch.function.fn.__name__
+        if function in ("product", "attention"):
+            operand = "int8" if launch.arguments.get("INTEGER") else "fp16"
+            text = compiled.asm["ptx" if gpu.kind == "cuda" else "amdgcn"]
+            assert re.search(MULTIPLIES[gpu.name, operand], text), what
+        if launch.arguments.get("PERMUTE") and launch.arguments.get("CODES", True):
+            assert "prmt.b32" in compiled.asm["ptx"], what
+
+
+def few() -> list[tuple[str, Any]]:
+    """Calls that between them take every route through the kernels."""
+    first = {"norm_groups": 32, "pre_activation": "silu", "shift": True}
+    return [
+        ("convolution", conv(64, (320,), 320, **first)),
+        ("coded convolution", conv(16, (1280, 640), 1280, bits=4, **first)),
+        ("int8 linear", linear(2048, 2560, 640, bits=8, residual=True)),
+        ("coded geglu", linear(512, 1280, 10240, bits=4, norm=True, activation="geglu")),
+        ("attention", attention(4096, 77, 5)),
+    ]
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize(("name", "call"), few(), ids=lambda x: x if isinstance(x, str) else "")
+def test_the_best_of_each_route(gpu, name, call):
+    seen: set[str] = set()
+    routes: dict[Any, Kernel] = {}
+    for kernel in candidates(call, GPUS[gpu]):
+        routes.setdefault((kernel.notes.get("route"), kernel.notes.get("weights")), kernel)
+    for kernel in routes.values():
+        check(GPUS[gpu], kernel, seen)
+    assert seen
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="minutes: set SLOW=1")
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_tile_on_the_unet(gpu, bits):
+    seen: set[str] = set()
+    for call in unet(bits).values():
+        for kernel in candidates(call, GPUS[gpu]):
+            check(GPUS[gpu], kernel, seen)
+    assert len(seen) > 50
+
+
+@pytest.mark.parametrize("dim", [32, 40, 80, 128, 160])
+def test_attention_of_other_heads(dim):
+    check(GPUS["sm_90"], candidates(attention(1024, 1024, 8, dim), GPUS["sm_90"])[0], set())
