@@ -128,8 +128,8 @@ def test_tiles_in_one_piece_open_fewer_rows_and_cost_less():
     base = stream_cost(DDR3, Stream(before, DDR3, tiled=False))
     bursts = dataclasses.replace(memory, granule=(8, 8))  # blocks of whole bursts
     ours = stream_cost(DDR3, Stream(plan(layer, bursts), DDR3))
-    assert ours.activations < base.activations
-    assert ours.nanojoules < 0.9 * base.nanojoules
+    assert ours.activations < 0.6 * base.activations
+    assert ours.nanojoules < 0.95 * base.nanojoules
 
 
 @settings(max_examples=80, deadline=None)
