@@ -20,13 +20,8 @@ CHUNK = 32  # elements of a head, or keys, in one row of pairs: 64 bytes
 _TILE = 16
 
 
-class Packed(Engine):
-    """Packs 32-bit pairs of bf16: of neighbouring elements for q and k, of keys for v.
-
-    ``count`` bf16 words stand for an element. A subclass says where they go.
-    """
-
-    step = CHUNK
+class Packing:
+    """Copies heads as bf16 words, ``count`` of them for an element."""
 
     def __init__(self, plan: Plan, sign: float, count: int) -> None:
         self.plan = plan
@@ -36,39 +31,7 @@ class Packed(Engine):
         self.chunks = -(-plan.dim // CHUNK)
         self.tiles = -(-plan.dim // _TILE)
 
-    @override
-    def begin(self, sources: tuple[Source, Source, Source], buffers: dict[str, Buffer]) -> None:
-        p = self.plan
-        self.query, key, value = sources
-        self.buffers = buffers
-        with T.parallel(p.batch * p.heads * (p.padded_keys // CHUNK)) as i:
-            bh = T.bind(i // (p.padded_keys // CHUNK))
-            chunk = T.bind(i % (p.padded_keys // CHUNK))
-            with T.serial(CHUNK) as r:
-                self._pack_key(key, bh, chunk * CHUNK + r)
-            self._pack_values(value, bh, chunk)
-
-    @override
-    def enter(self, worker: Expr) -> None:
-        """Nothing to prepare."""
-
-    @override
-    def leave(self) -> None:
-        """Nothing to release."""
-
-    @abstractmethod
-    def key_at(self, piece: int, bh: Expr, key: Expr, chunk: Expr, j: int) -> list[Expr]:
-        """Index of element ``32 · chunk + j`` of a key in the buffer ``key``, of uint16."""
-
-    @abstractmethod
-    def put_query(self, piece: Expr, task: Task, s: Expr, chunk: Expr, i: int, row: Expr) -> None:
-        """Store pair i of a chunk of the 16 queries from ``16 · s``."""
-
-    @abstractmethod
-    def put_values(self, bh: Expr, chunk: Expr, tile: Expr, stage: Buffer) -> None:
-        """Store ``stage[piece, pair of keys, 16 elements]`` of a chunk of keys."""
-
-    def _row(
+    def copy_row(
         self, source: Source, b: Expr, row: Expr, h: Expr, sign: float, inside: Expr | None, to: Any
     ) -> None:
         """Copy one row of a head as words: ``to(piece, chunk, j)`` is (buffer, index)."""
@@ -94,45 +57,35 @@ class Packed(Engine):
                     buffer, index = to(piece, full, j)
                     put(buffer, index, zero, self.width)
 
-    @override
-    def pack_query(self, task: Task) -> None:
-        p, n = self.plan, _TILE
-        with T.serial(p.block_q // n) as s:
-            stage = T.alloc_buffer((self.count, self.chunks, n, CHUNK), "uint16", scope="local")
-            with T.serial(n) as i:
-                row = T.bind(T.min(task.q0 + s * n + i, p.queries - 1))
-                self._row(
-                    self.query,
-                    task.b,
-                    row,
-                    task.h,
-                    self.sign,
-                    None,
-                    lambda piece, chunk, j: (stage, [piece, chunk, i, j]),
-                )
-            with T.serial(self.count) as piece, T.serial(self.chunks) as c:
-                transpose(
-                    lambda i: T.reinterpret("int32x16", get(stage, [piece, c, i, 0], CHUNK)),
-                    lambda i, v: self.put_query(piece, task, s, c, i, v),
-                    n,
-                )
+    def stage_rows(
+        self, source: Source, b: Expr, h: Expr, sign: float, row: Any, inside: Any = None
+    ) -> Buffer:
+        """Copy the rows ``row(i)``, zero unless ``inside(i)``, to ``[word][chunk][16][32]``."""
+        n = _TILE
+        stage = T.alloc_buffer((self.count, self.chunks, n, CHUNK), "uint16", scope="local")
+        with T.serial(n) as i:
+            self.copy_row(
+                source,
+                b,
+                T.bind(row(i)),
+                h,
+                sign,
+                inside(i) if inside else None,
+                lambda piece, chunk, j: (stage, [piece, chunk, i, j]),
+            )
+        return stage
 
-    def _pack_key(self, source: Source, bh: Expr, key: Expr) -> None:
-        p = self.plan
-        partial = p.padded_keys != p.keys
-        row = T.bind(T.min(key, p.keys - 1)) if partial else key
-        self._row(
-            source,
-            bh // p.heads,
-            row,
-            bh % p.heads,
-            1.0,
-            key < p.keys if partial else None,
-            lambda piece, chunk, j: (self.buffers["key"], self.key_at(piece, bh, key, chunk, j)),
-        )
+    def transposed(self, stage: Buffer, to: Any) -> None:
+        """Transpose staged rows as 16 pairs by 16: ``to(word, chunk, i, pairs)`` stores pair i."""
+        with T.serial(self.count) as piece, T.serial(self.chunks) as c:
+            transpose(
+                lambda i: T.reinterpret("int32x16", get(stage, [piece, c, i, 0], CHUNK)),
+                lambda i, v: to(piece, c, i, v),
+                _TILE,
+            )
 
-    def _pack_values(self, source: Source, bh: Expr, chunk: Expr) -> None:
-        """Pairs of keys, 16 elements at a time."""
+    def pack_values(self, source: Source, bh: Expr, chunk: Expr, put_values: Any) -> None:
+        """Pairs of keys, 16 elements at a time: ``put_values(tile, stage)`` stores them."""
         p, width = self.plan, self.width
         wide = typed("int32", width)
         partial = p.padded_keys != p.keys
@@ -159,7 +112,7 @@ class Packed(Engine):
                     else:
                         for piece in range(self.count):
                             put(stage, [piece, i, j], splat(T.int32(0), width), width)
-            self.put_values(bh, chunk, index, stage)
+            put_values(index, stage)
 
         full, rest = divmod(p.dim, _TILE)
         if full:
@@ -167,3 +120,73 @@ class Packed(Engine):
                 tile(t, _TILE)
         if rest:
             tile(full, rest)
+
+
+class Packed(Packing, Engine):
+    """Packs 32-bit pairs of bf16: of neighbouring elements for q and k, of keys for v.
+
+    A subclass says where they go.
+    """
+
+    step = CHUNK
+
+    @override
+    def begin(self, sources: tuple[Source, Source, Source], buffers: dict[str, Buffer]) -> None:
+        p = self.plan
+        self.query, key, value = sources
+        self.buffers = buffers
+        with T.parallel(p.batch * p.heads * (p.padded_keys // CHUNK)) as i:
+            bh = T.bind(i // (p.padded_keys // CHUNK))
+            chunk = T.bind(i % (p.padded_keys // CHUNK))
+            with T.serial(CHUNK) as r:
+                self._pack_key(key, bh, chunk * CHUNK + r)
+            self.pack_values(
+                value, bh, chunk, lambda t, stage: self.put_values(bh, chunk, t, stage)
+            )
+
+    @override
+    def enter(self, worker: Expr) -> None:
+        """Nothing to prepare."""
+
+    @override
+    def leave(self) -> None:
+        """Nothing to release."""
+
+    @abstractmethod
+    def key_at(self, piece: int, bh: Expr, key: Expr, chunk: Expr, j: int) -> list[Expr]:
+        """Index of element ``32 · chunk + j`` of a key in the buffer ``key``, of uint16."""
+
+    @abstractmethod
+    def put_query(self, piece: Expr, task: Task, s: Expr, chunk: Expr, i: int, row: Expr) -> None:
+        """Store pair i of a chunk of the 16 queries from ``16 · s``."""
+
+    @abstractmethod
+    def put_values(self, bh: Expr, chunk: Expr, tile: Expr, stage: Buffer) -> None:
+        """Store ``stage[piece, pair of keys, 16 elements]`` of a chunk of keys."""
+
+    @override
+    def pack_query(self, task: Task) -> None:
+        p, n = self.plan, _TILE
+        with T.serial(p.block_q // n) as s:
+            stage = self.stage_rows(
+                self.query,
+                task.b,
+                task.h,
+                self.sign,
+                lambda i: T.min(task.q0 + s * n + i, p.queries - 1),
+            )
+            self.transposed(stage, lambda piece, c, i, v: self.put_query(piece, task, s, c, i, v))
+
+    def _pack_key(self, source: Source, bh: Expr, key: Expr) -> None:
+        p = self.plan
+        partial = p.padded_keys != p.keys
+        row = T.bind(T.min(key, p.keys - 1)) if partial else key
+        self.copy_row(
+            source,
+            bh // p.heads,
+            row,
+            bh % p.heads,
+            1.0,
+            key < p.keys if partial else None,
+            lambda piece, chunk, j: (self.buffers["key"], self.key_at(piece, bh, key, chunk, j)),
+        )

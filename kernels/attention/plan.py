@@ -97,6 +97,17 @@ def plan(q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa, step: int, nb
     return Plan(batch, heads, dim, queries, keys, isa.lanes, block_q, block_k, max(isa.threads, 1))
 
 
+def plan_rows(q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa) -> Plan:
+    """Block sizes for a call that :class:`.rows.Rows` takes.
+
+    Its step holds scores, weights and outputs in the first-level cache with 64 keys at a time;
+    fewer add up outputs more often.
+    """
+    batch, queries, _ = q.shape
+    block_k = 32 if keys <= 32 else 64
+    return Plan(batch, heads, dim, queries, keys, isa.lanes, 32, block_k, max(isa.threads, 1))
+
+
 def vector_width(dim: int, lanes: int) -> int:
     """The widest vector that divides a head."""
     return math.gcd(dim, lanes)

@@ -12,7 +12,8 @@ from .dot import Dot
 from .engine import Engine
 from .flash import Flash, Problem
 from .fma import Fma
-from .plan import Plan, plan
+from .plan import Plan, plan, plan_rows
+from .rows import Rows
 from .tiles import PIECES, Tiles
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -32,18 +33,25 @@ def _mask(call: Call, batch: int, heads: int, queries: int, keys: int) -> Tensor
     return value.spec
 
 
-def _engine(
-    q: TensorSpec, keys: int, heads: int, dim: int, sign: float, isa: Isa
-) -> tuple[Plan, Engine, bool]:
-    """The path's engine for a dtype, its blocks, and whether weights need fp32's last places."""
+def _generator(
+    problem: Problem, heads: int, dim: int, sign: float, isa: Isa
+) -> tuple[Plan, Flash | Rows, str]:
+    """The path's blocks, what emits the kernel, and the name of its engine."""
+    q, keys = problem.q, problem.k.shape[1]
+    if isa.amx and q.dtype is torch.bfloat16 and dim <= Rows.widest and not problem.edits_scores:
+        blocks = plan_rows(q, keys, heads, dim, isa)
+        return blocks, Rows(problem, blocks, sign), Rows.__name__
+    engine: Engine
     if isa.amx:
         blocks = plan(q, keys, heads, dim, isa, Tiles.step, 2 * PIECES[q.dtype])
-        return blocks, Tiles(blocks, q.dtype, sign), q.dtype is not torch.bfloat16
-    if isa.bf16_dot and q.dtype is torch.bfloat16:
+        engine, precise = Tiles(blocks, q.dtype, sign), q.dtype is not torch.bfloat16
+    elif isa.bf16_dot and q.dtype is torch.bfloat16:
         blocks = plan(q, keys, heads, dim, isa, Dot.step, 2)
-        return blocks, Dot(blocks, sign), False
-    blocks = plan(q, keys, heads, dim, isa, 8, 4)
-    return blocks, Fma(blocks, q.dtype, sign, isa.registers), True
+        engine, precise = Dot(blocks, sign), False
+    else:
+        blocks = plan(q, keys, heads, dim, isa, 8, 4)
+        engine, precise = Fma(blocks, q.dtype, sign, isa.registers), True
+    return blocks, Flash(problem, engine, isa, precise), type(engine).__name__
 
 
 @lowers("zoomc::attention")
@@ -70,18 +78,17 @@ def attention(call: Call, isa: Isa) -> Kernel:
     sign = math.copysign(1.0, scale) if scale else 0.0
     factor = (abs(scale) or 1.0) * math.log2(math.e)
     problem = Problem(q, k, v, call.out, mask, tuple(call["offsets"]), factor, bool(call["causal"]))
-    blocks, engine, precise = _engine(q, keys, heads, dim, sign, isa)
-    flash = Flash(problem, engine, isa, precise)
+    blocks, generator, engine = _generator(problem, heads, dim, sign, isa)
     operands = tuple(Operand((value,)) for value in values)
     if mask is not None:
         operands += (Operand((call["mask"],)),)
     return Kernel(
         name="attention",
-        key=("attention", isa.name, problem, blocks, sign),
-        build=flash.build,
+        key=("attention", isa.name, engine, problem, blocks, sign),
+        build=generator.build,
         operands=operands,
         out=call.out,
-        scratch=tuple(flash.scratch().values()),
+        scratch=tuple(generator.scratch().values()),
         flops=4 * batch * heads * queries * keys * dim,
-        notes={"engine": type(engine).__name__, "queries": blocks.block_q, "keys": blocks.block_k},
+        notes={"engine": engine, "queries": blocks.block_q, "keys": blocks.block_k},
     )

@@ -184,6 +184,35 @@ def test_growing_scores(path: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("path", ENDS)
+@pytest.mark.parametrize("size", [1.0, 16.0, 4096.0])
+def test_large_scores(path: str, size: float) -> None:
+    """Sizes at which the range of weights, then that of a 32-bit integer, is left behind."""
+    shape = (1, 2, 45, 170, 64)
+    generator = torch.Generator().manual_seed(4)
+    q, k = (torch.randint(-8, 9, (1, n, 128), generator=generator) for n in (45, 170))
+    q, k = (x.to(torch.bfloat16) for x in (q, k * size))  # exact products, and so exact scores
+    check(path, q, k, inputs(shape, torch.bfloat16)[2], **arguments(shape))
+    check(path, q, k.flip(1), inputs(shape, torch.bfloat16)[2], **arguments(shape))
+
+
+@pytest.mark.parametrize("path", ENDS)
+def test_the_largest_score_comes_last(path: str) -> None:
+    """So far above the rest that weights relative to the first keys would overflow."""
+    shape = (1, 1, 40, 200, 16)
+    q, k, v = (x.abs() for x in inputs(shape, torch.bfloat16))
+    for last in (1.0, 30.0, 3000.0):
+        k[:, -1] = last
+        check(path, q, k, v, heads=1, head_dim=16, scale=1.0)
+        check(path, q, k, v, heads=1, head_dim=16, scale=-1.0)
+
+
+@pytest.mark.parametrize("dim", [64, 120, 128, 136])
+def test_wide_heads(dim: int) -> None:
+    shape = (1, 2, 70, 140, dim)
+    check(PATHS[0], *inputs(shape, torch.bfloat16), **arguments(shape))
+
+
+@pytest.mark.parametrize("path", ENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_nan_reaches_the_rows_it_touches(path: str, dtype: torch.dtype, which: int) -> None:
