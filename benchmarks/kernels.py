@@ -100,6 +100,22 @@ def layers() -> Iterator[Layer]:
     yield "time 2", 22, linear(1, 1280, 1280)
 
 
+def encoded(weights: str, inputs: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments with weights in random codes: speed does not depend on them."""
+    if weights == "keep":
+        return inputs, kwargs
+    x, weight, *rest = inputs
+    extra = {"channel_scale": torch.full((len(weight),), 1e-3)}
+    if weights == "int8":
+        codes = torch.randint(-127, 128, weight.shape, dtype=torch.int8)
+    else:
+        codes = torch.randint(0, 16, weight.shape, dtype=torch.uint8)
+        groups = (weight.shape[0], -(-weight.shape[1] // 64), *weight.shape[2:])
+        extra["table"] = torch.arange(-8, 8, dtype=torch.int8)
+        extra["group_scale"] = torch.randint(1, 16, groups, dtype=torch.int8)
+    return (x, codes, *rest), kwargs | extra
+
+
 def best(fn: Callable[[], object], seconds: float) -> float:
     """The least time of a call, in seconds."""
     fn()
@@ -116,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
+    parser.add_argument("--weights", default="keep", choices=["keep", "int8", "int4"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default="", help="part of a layer's name")
     parser.add_argument("--seconds", type=float, default=0.15, help="per layer")
@@ -130,7 +147,7 @@ def main() -> None:
         if args.only not in name:
             continue
         op = "zoomc::conv2d" if isinstance(make(dtype)[0][0], list) else "zoomc::linear"
-        inputs, kwargs = make(dtype)
+        inputs, kwargs = encoded(args.weights, *make(dtype))
         call = bind(op, *inputs, **kwargs)
         kernel = lower(call, machine)
         start = time.perf_counter()

@@ -16,7 +16,6 @@ from tvm.tirx.script import builder as T
 from ..tir.gemm import Depth, Rows
 from ..tir.isa import Isa
 from ..tir.layout import Layout
-from ..tir.math import ACTIVATIONS
 from ..tir.memory import load
 
 Expr = Any
@@ -138,7 +137,7 @@ def write(
     *,
     gain: Buffer | None,
     offset: Buffer | None,
-    activation: str,
+    activation: Callable[[Expr, int], Expr],
 ) -> None:
     """Emit the loop that fills a map.
 
@@ -150,7 +149,7 @@ def write(
         out: flat buffer of the map.
         gain: flat fp32 ``[image][channel]``: what normalisation multiplies by, or None.
         offset: the same for what it adds.
-        activation: name of an activation, applied after the normalisation.
+        activation: of fp32 lanes and their number, applied after the normalisation.
     """
     top, _, left, _ = shape.padding
     height, width = shape.height * shape.scale, shape.width * shape.scale
@@ -193,7 +192,7 @@ def write(
             if gain is not None:
                 at = image * total + first + c
                 v = v * load(gain, [at], lanes) + load(offset, [at], lanes)
-            layout.store(out, target, c + first, ACTIVATIONS[activation](v, lanes), lanes)
+            layout.store(out, target, c + first, activation(v, lanes), lanes)
 
         lanes = isa.lanes if layout.aligned(first, isa.lanes) else 1
         whole, rest = divmod(channels, lanes)

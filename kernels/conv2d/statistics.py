@@ -1,8 +1,9 @@
 """Group-norm statistics of channels-last maps, merged from chunks so that nothing cancels.
 
-Each input row gives every channel a mean and a sum of squares about that mean, in two passes
-over data the caches still hold. Chunks merge by the parallel-variance formula (Chan, Golub and
-LeVeque 1983), first over rows, then over a group's channels.
+Each input row gives every channel a mean and a sum of squares about that mean, in one pass: both
+are gathered about the row's first pixel, which is near the mean. Chunks merge by the
+parallel-variance formula (Chan, Golub and LeVeque 1983), first over rows, then over a group's
+channels.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tvm.tirx.script import builder as T
 
 from ..tir.isa import Isa
 from ..tir.kernel import TensorSpec
-from ..tir.memory import load, store, typed
+from ..tir.memory import load, splat, store, typed
 
 Expr = Any
 Buffer = Any
@@ -53,6 +54,22 @@ def _total(count: int, lanes: int, term: Callable[[Expr], Expr]) -> Expr:
     return T.bind(read())
 
 
+class _Held:
+    """A sum, least or largest of lanes in a register."""
+
+    def __init__(self, lanes: int, fold: str, first: Expr) -> None:
+        folds = {"sum": lambda a, b: a + b, "min": T.min, "max": T.max}
+        self._lanes, self._fold = lanes, folds[fold]
+        self._buffer = T.alloc_buffer((lanes,), "float32", scope="local")
+        store(self._buffer, [0], first, lanes)
+
+    def value(self) -> Expr:
+        return load(self._buffer, [0], self._lanes)
+
+    def add(self, value: Expr) -> None:
+        store(self._buffer, [0], self._fold(self.value(), value), self._lanes)
+
+
 def emit(
     isa: Isa,
     inputs: Sequence[Buffer],
@@ -88,14 +105,7 @@ def emit(
     means, squares, gain, offset = (named[n] for n in ("means", "squares", "gain", "offset"))
     total = sum(channels)
     lanes = isa.lanes
-
-    def extreme(at: Expr, count: int, n: int, pixel: Callable[[Expr], Expr]) -> None:
-        for name, pick in (("lows", T.min), ("highs", T.max)):
-            held = T.alloc_buffer((n,), "float32", scope="local")
-            store(held, [0], pixel(0), n)
-            with T.serial(count) as x:
-                store(held, [0], pick(load(held, [0], n), pixel(x)), n)
-            store(named[name], [at], load(held, [0], n), n)
+    extremes = "lows" in named
 
     with T.parallel(images * height) as task:
         first = 0
@@ -107,17 +117,25 @@ def emit(
                 def pixel(x: Expr) -> Expr:
                     return load(buffer, [(task * width + x) * count + c], n)
 
-                mean = T.bind(_total(width, n, pixel) * _constant(1 / width, n))
-
-                def square(x: Expr) -> Expr:
-                    d = T.bind(pixel(x) - mean)
-                    return d * d
-
+                # About the first pixel, so that a large mean cancels before anything is squared.
+                origin = T.bind(pixel(0))
+                total_of = _Held(n, "sum", splat(T.float32(0), n))
+                squares_of = _Held(n, "sum", splat(T.float32(0), n))
+                ends = [_Held(n, which, origin) for which in ("min", "max")] if extremes else []
+                with T.serial(width - 1) as x:
+                    value = T.bind(pixel(x + 1))
+                    d = T.bind(value - origin)
+                    total_of.add(d)
+                    squares_of.add(d * d)
+                    for end in ends:
+                        end.add(value)
+                moved = T.bind(total_of.value() * _constant(1 / width, n))
                 at = task * total + first + c
-                store(means, [at], mean, n)
-                store(squares, [at], _total(width, n, square), n)
-                if "lows" in named:
-                    extreme(at, width, n, pixel)
+                store(means, [at], origin + moved, n)
+                rest = T.bind(squares_of.value() - moved * moved * _constant(width, n))
+                store(squares, [at], T.max(rest, splat(T.float32(0), n)), n)
+                for end, name in zip(ends, ("lows", "highs"), strict=False):
+                    store(named[name], [at], end.value(), n)
 
             _each(count, lanes, chunk)
             first += count

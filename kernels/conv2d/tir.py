@@ -15,6 +15,7 @@ from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
 from ..tir.key import call_key
 from ..tir.layout import Layout, decode_split, laid_out
+from ..tir.math import ACTIVATIONS
 from ..tir.micro import micro as choose
 from ..tir.pack import (
     column_operand,
@@ -243,5 +244,5 @@ class Preparation:
             named["map"],
             gain=named.get("gain"),
             offset=named.get("offset"),
-            activation=call["pre_activation"],
+            activation=ACTIVATIONS[call["pre_activation"]],
         )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from tvm.tirx.script import builder as T
 
 from ..tir import coded, convert, quantise
 from ..tir.codes import Codes
@@ -18,7 +16,6 @@ from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Value
 from ..tir.key import call_key
 from ..tir.micro_int8 import micro as choose
-from ..tir.normalise import row_values
 from ..tir.pack import round_up
 from ..tir.primfunc import check_sizes, prim_func
 
@@ -46,26 +43,25 @@ def linear(call: Call, isa: Isa) -> Kernel:
             inputs[name] = Operand((call[name],))
     if residual is not None:
         inputs["residual"] = Operand((residual,))
-    scratch = {"a": layout.spec, "scales": TensorSpec((count,), torch.float32)}
+    scratch = {
+        "a": layout.spec,
+        "scales": TensorSpec((count,), torch.float32),
+        "row": TensorSpec((isa.threads * k,), torch.float32),
+    }
     work = product.scratch()
 
     def body(buffers: list[Any]) -> None:
         named = dict(zip([*inputs, "out", *scratch], buffers, strict=False))
 
-        def prepare(m: Any) -> Callable[[Any, int], Any]:
-            return row_values(
-                isa.lanes,
-                named["x"],
-                T.bind(m * k),
-                k,
-                norm=call["norm"],
-                gain=named.get("norm_weight"),
-                offset=named.get("norm_bias"),
-                eps=call["norm_eps"],
-                activation=call["pre_activation"],
-            )
-
-        quantise.rows(layout, named["a"], named["scales"], count, prepare)
+        source = quantise.RowSource(
+            named["x"],
+            call["norm"],
+            named.get("norm_weight"),
+            named.get("norm_bias"),
+            call["norm_eps"],
+            call["pre_activation"],
+        )
+        quantise.rows(layout, source, named["row"], named["a"], named["scales"], count)
         epilogue = Epilogue(
             isa,
             micro,
@@ -81,7 +77,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
         )
 
     specs = [*(o.spec for o in inputs.values()), call.out, *scratch.values(), *work]
-    texts = [*convert.texts(isa), micro.text, *codes.texts(isa)]
+    texts = [*convert.texts(isa), micro.text, *codes.texts(isa), *quantise.lane_texts(isa)]
     absorbed = [call["activation"]] if call["activation"] != "none" else []
     return Kernel(
         "_".join([f"linear_int{codes.bits}", *(["norm"] if call["norm"] else []), *absorbed]),

@@ -47,7 +47,7 @@ def cut(isa: Isa, micro: IntegerMicro, rows: Rows, steps: int, taps: int, codes:
     """Cut a product up for a machine's caches and workers."""
     total = -(-rows.groups(micro.rows) // micro.groups)
     a_bytes = rows.count * (steps // taps) * micro.step_bytes
-    b_bytes = codes.panels * codes.panel_bytes * (1 if codes.bits == 8 else 4)
+    b_bytes = codes.panels * codes.panel_bytes * (1 if codes.bits == 8 else 2)
 
     def cost(across: int) -> tuple[int, int]:
         along = isa.threads // across

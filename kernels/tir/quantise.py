@@ -13,10 +13,10 @@ from ..activation import DIPS
 from ..integer import LIMIT, SMALLEST
 from .isa import Isa
 from .kernel import TensorSpec
+from .llvm import attributes
 from .math import ACTIVATIONS
-from .memory import splat, typed
+from .memory import load, splat, store, typed
 from .micro_int8 import STEP, IntegerMicro
-from .normalise import each
 
 Expr = Any
 Buffer = Any
@@ -141,6 +141,82 @@ class Largest:
         return T.bind(terms[0])
 
 
+def lane_texts(isa: Isa) -> list[str]:
+    """LLVM IR that :class:`Sum` needs on this path."""
+    n = isa.lanes
+    return [
+        f"""
+declare float @llvm.vector.reduce.fadd.v{n}f32(float, <{n} x float>)
+declare i32 @llvm.vector.reduce.smax.v{n}i32(<{n} x i32>)
+define float @zoomc_lane_sum(<{n} x float> %x) #0 {{
+  %y = call reassoc float @llvm.vector.reduce.fadd.v{n}f32(float -0.0, <{n} x float> %x)
+  ret float %y
+}}
+define i32 @zoomc_lane_max(<{n} x i32> %x) #0 {{
+  %y = call i32 @llvm.vector.reduce.smax.v{n}i32(<{n} x i32> %x)
+  ret i32 %y
+}}
+"""
+        + attributes(())
+    ]
+
+
+#: Vectors that are summed side by side, so that one addition need not wait for the last.
+_PARTS = 4
+
+
+def sweep(channels: int, lanes: int, emit: Callable[[Expr, int, int], None]) -> None:
+    """Emit for every channel, first four vectors at a time: ``emit(channel, lanes, part)``."""
+    whole, rest = divmod(channels, lanes)
+    turns, left = divmod(whole, _PARTS)
+    if turns:
+        with T.serial(turns) as turn:
+            for part in range(_PARTS):
+                emit((turn * _PARTS + part) * lanes, lanes, part)
+    for part in range(left):
+        emit((turns * _PARTS + part) * lanes, lanes, part)
+    if rest:
+        with T.serial(rest) as i:
+            emit(whole * lanes + i, 1, 0)
+
+
+class Sum:
+    """Over a :func:`sweep`: the sum of fp32, or the largest of int32 that are not negative."""
+
+    def __init__(self, isa: Isa, dtype: str) -> None:
+        self._lanes, self._dtype = isa.lanes, dtype
+        self._fold = T.max if dtype == "int32" else lambda a, b: a + b
+        self._held = T.alloc_buffer((_PARTS * isa.lanes,), dtype, scope="local")
+        self._rest = T.alloc_buffer((1,), dtype, scope="local")
+        zero = T.Cast(dtype, T.int32(0))
+        self._store(zero, 1, 0)
+        for part in range(_PARTS):
+            self._store(splat(zero, isa.lanes), isa.lanes, part)
+
+    def _load(self, lanes: int, part: int) -> Expr:
+        if lanes == 1:
+            return self._rest[0]
+        return self._held.vload([part * lanes], dtype=typed(self._dtype, lanes))
+
+    def _store(self, value: Expr, lanes: int, part: int) -> None:
+        if lanes == 1:
+            T.buffer_store(self._rest, value, [0])
+        else:
+            T.buffer_store(self._held, value, [T.ramp(part * lanes, 1, lanes)])
+
+    def add(self, value: Expr, lanes: int, part: int) -> None:
+        """Take lanes into account."""
+        self._store(self._fold(self._load(lanes, part), value), lanes, part)
+
+    def result(self) -> Expr:
+        """What they come to."""
+        n = self._lanes
+        pair = self._fold(self._load(n, 0), self._load(n, 1))
+        every = self._fold(pair, self._fold(self._load(n, 2), self._load(n, 3)))
+        name = "zoomc_lane_max" if self._dtype == "int32" else "zoomc_lane_sum"
+        return T.bind(self._fold(T.call_extern(self._dtype, name, every), self._rest[0]))
+
+
 def scale_of(largest: Expr) -> tuple[Expr, Expr]:
     """What values with this largest magnitude are multiplied by, and the scale back."""
     smallest = T.float32(SMALLEST)
@@ -161,28 +237,96 @@ def extent(low: Expr, high: Expr, activation: str) -> Expr:
     return T.bind(T.Select(deeper, T.float32(depth), largest))
 
 
+@dataclass(frozen=True)
+class RowSource:
+    """What rows are before they are quantised.
+
+    Attributes:
+        x: flat buffer ``[count][channels]``.
+        norm: layer norm over each row; the variance is taken about the mean.
+        gain: flat ``[channels]`` or None.
+        offset: flat ``[channels]`` or None.
+        eps: added to the variance.
+        activation: name of an activation, applied last.
+    """
+
+    x: Buffer
+    norm: bool
+    gain: Buffer | None
+    offset: Buffer | None
+    eps: float
+    activation: str
+
+
 def rows(
-    layout: Blocks,
-    out: Buffer,
-    scales: Buffer,
-    count: int,
-    prepare: Callable[[Expr], Callable[[Expr, int], Expr]],
+    layout: Blocks, source: RowSource, held: Buffer, out: Buffer, scales: Buffer, count: int
 ) -> None:
     """Emit the loop that quantises rows, each by a scale of its own.
 
     Args:
         layout: of the rows.
-        out: flat buffer of them.
+        source: what they are.
+        held: fp32, a row of ``layout.channels`` a worker.
+        out: flat buffer of the quantised rows.
         scales: fp32, one a row.
         count: rows.
-        prepare: from a row's index, what gives its fp32 lanes at a channel.
     """
-    lanes = layout.isa.lanes
-    with T.parallel(count) as m:
-        value = prepare(m)
-        most = Largest(lanes, "int32", T.int32(0))
-        each(layout.channels, lanes, lambda c, n: most.add(magnitude(value(c, n), n), n))
-        inverse, scale = scale_of(T.reinterpret("float32", most.result()))
-        T.buffer_store(scales, scale, [m])
-        each(layout.channels, lanes, lambda c, n: layout.store(out, m, c, value(c, n), inverse, n))
-        layout.zeros(out, m, layout.channels)
+    isa, channels = layout.isa, layout.channels
+    lanes, threads = isa.lanes, isa.threads
+
+    def row(m: Expr, base: Expr) -> None:
+        start = T.bind(m * channels)
+
+        def read(c: Expr, n: int) -> Expr:
+            return load(source.x, [start + c], n)
+
+        def kept(c: Expr, n: int) -> Expr:
+            return load(held, [base + c], n)
+
+        value = read
+        mean = scale = None
+        if source.norm:
+            per = T.float32(1.0 / channels)
+            total = Sum(isa, "float32")
+
+            def first(c: Expr, n: int, part: int) -> None:
+                v = T.bind(read(c, n))
+                store(held, [base + c], v, n)
+                total.add(v, n, part)
+
+            sweep(channels, lanes, first)
+            mean = T.bind(total.result() * per)
+            squares = Sum(isa, "float32")
+
+            def second(c: Expr, n: int, part: int) -> None:
+                d = T.bind(kept(c, n) - splat(mean, n))
+                squares.add(d * d, n, part)
+
+            sweep(channels, lanes, second)
+            variance = squares.result() * per
+            scale = T.bind(T.float32(1) / T.sqrt(variance + T.float32(source.eps)))
+        most = Sum(isa, "int32")
+
+        def last(c: Expr, n: int, part: int) -> None:
+            v = kept(c, n) if source.norm else read(c, n)
+            if source.norm:
+                v = (v - splat(mean, n)) * splat(scale, n)
+                v = v * load(source.gain, [c], n) if source.gain is not None else v
+                v = v + load(source.offset, [c], n) if source.offset is not None else v
+            v = T.bind(ACTIVATIONS[source.activation](v, n))
+            if value is kept:
+                store(held, [base + c], v, n)
+            most.add(magnitude(v, n), n, part)
+
+        value = kept if source.norm or source.activation != "none" else read
+        sweep(channels, lanes, last)
+        inverse, back = scale_of(T.reinterpret("float32", most.result()))
+        T.buffer_store(scales, back, [m])
+        sweep(channels, lanes, lambda c, n, part: layout.store(out, m, c, value(c, n), inverse, n))
+        layout.zeros(out, m, channels)
+
+    with T.parallel(threads) as worker:
+        first = T.bind(T.floordiv(worker * count, threads))
+        stop = T.bind(T.floordiv((worker + 1) * count, threads))
+        with T.serial(first, stop) as m:
+            row(m, T.bind(worker * channels))
