@@ -16,5 +16,8 @@ setup(
         for name in (folder, *(f"{folder}.{p}" for p in find_packages(folder)))
     ],
     package_dir={f"zoomc.{folder}": folder for folder in MAPPED},
-    package_data={"zoomc": ["py.typed", "assets/**/*"]},
+    package_data={
+        "zoomc": ["py.typed", "assets/**/*"],
+        "zoomc.targets.tvm.npu": ["machines/*.toml"],
+    },
 )

@@ -161,6 +161,11 @@ class RowBuffers:
         self._busy: dict[tuple[int, int], float] = {}
         self._bus = self._began = 0.0
 
+    @property
+    def bus_ns(self) -> float:
+        """When the data bus falls silent."""
+        return self._bus
+
     def locate(self, burst: int) -> tuple[int, int, int, int]:
         """``(column, chip, bank, row)`` of a burst number."""
         digits = []

@@ -1,0 +1,1 @@
+"""An NPU where every byte is counted: machine, instructions, simulator, host program."""
