@@ -283,10 +283,7 @@ class Simulator:
         if c.bits == 4:
             codes = torch.stack((codes & 15, codes >> 4), dim=-1)
         codes = codes.reshape(c.held_o, taps, c.held_i)
-        if self._table is None:
-            values = codes.view(torch.int8)
-        else:
-            values = self._table[codes.long()]
+        values = codes.view(torch.int8) if self._table is None else self._table[codes.long()]
         if c.group:
             groups = -(-c.held_i // c.group)
             scales = self._bytes(c.weight + size, c.held_o * taps * groups).view(torch.int8)
