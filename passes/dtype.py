@@ -10,15 +10,18 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from zoomc.kernels.weights.op import DECODE
 
 from .context import Context, PassRecord
 from .ops import TO
-from .rewrite import Call, Editor, dtype, fake_like, infer, is_tensor
+from .rewrite import Call, Editor, dtype, fake_like, infer, is_call, is_tensor
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def _is_weight(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if is_call(node, DECODE):  # a weight the model stores in codes
+        return True
     if node.op != "get_attr" or not is_tensor(node) or dtype(node) not in _FLOATS:
         return False
     return "weight" in node.meta or isinstance(getattr(gm, str(node.target), None), nn.Parameter)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import fx
@@ -22,7 +22,8 @@ from zoomc.kernels.weights.op import ENCODE, PRUNE
 from .constants import is_constant
 from .context import Context, Layer, PassRecord
 from .ops import CONV2D, LINEAR
-from .rewrite import Call, Editor, Op, arguments, build, dtype, is_call, shape
+from .rewrite import Call, Editor, Op, Value, arguments, build, call, dtype, is_call, shape
+from .stored import Stored, stored
 
 KEEP = Encoding("keep")
 INT8 = Encoding("int8")
@@ -46,6 +47,7 @@ class Candidate:
         reason: why the ladder does not start with the encoding asked for; else empty.
         level: the rung taken.
         error: the layer's own error on that rung, where measured.
+        stored: the codes the model stores the weight in, if it does.
     """
 
     node: fx.Node
@@ -53,6 +55,7 @@ class Candidate:
     reason: str = ""
     level: int = 0
     error: float | None = None
+    stored: Stored | None = None
 
     @property
     def encoding(self) -> Encoding:
@@ -73,17 +76,18 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
     it; see :mod:`.budget`.
     """
     asked = Encoding.parse(context.weights)
-    if asked == KEEP:
-        return
-    editor = Editor(gm)
     candidates = find(gm, asked)
+    if asked == KEEP:
+        candidates = [c for c in candidates if c.stored is not None]
+    editor = Editor(gm)
     for candidate in candidates:
         _refuse(candidate, editor, context)
     if context.max_error is not None:
         from .budget import fit
 
-        record.measured = fit(gm, candidates, context.max_error, context.inputs)
-    coded: dict[tuple[fx.Node, str], Call] = {}
+        free = [c for c in candidates if c.stored is None]
+        record.measured = fit(gm, free, context.max_error, context.inputs)
+    coded: dict[tuple[fx.Node, str], dict[str, Value]] = {}
     memo: dict[Call, fx.Node] = {}
     for candidate in candidates:
         node, encoding = candidate.node, candidate.encoding
@@ -102,8 +106,8 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
                 return
             key = weight, str(encoding)
             if key not in coded:
-                coded[key] = _encoded(weight, encoding)
-            new = editor.insert(_with(node, coded[key], encoding), node, memo)
+                coded[key] = _coded(candidate, encoding)
+            new = editor.insert(_with(node, coded[key]), node, memo)
             node.replace_all_uses_with(new)
             editor.erase_dead(node)
             layer = dataclasses.replace(layer, node=new.name)
@@ -143,7 +147,10 @@ def find(gm: fx.GraphModule, asked: Encoding) -> list[Candidate]:
         if asked.kind in ("keep", "int8"):
             ladder = [e for e in ladder if e in (asked, KEEP)]
             reason = reason if asked not in ladder else ""
-        candidates.append(Candidate(node, ladder, reason))
+        codes = stored(weight)
+        if codes is not None:
+            ladder, reason = [codes.encoding, KEEP], ""
+        candidates.append(Candidate(node, ladder, reason, stored=codes))
     return candidates
 
 
@@ -177,8 +184,7 @@ def _refuse(candidate: Candidate, editor: Editor, context: Context) -> None:
         if encoding.kind == "keep":
             ladder.append(encoding)
             continue
-        weight = cast("fx.Node", node.args[1])
-        trial = editor.insert(_with(node, _encoded(weight, encoding), encoding), node)
+        trial = editor.insert(_with(node, _coded(candidate, encoding)), node)
         reason = context.refuses(trial, constant_nodes_of(trial))
         editor.erase_dead(trial)
         if reason is None:
@@ -193,21 +199,27 @@ def constant_nodes_of(node: fx.Node) -> set[fx.Node]:
     return {n for n in node.all_input_nodes if is_constant(n)}
 
 
-def _encoded(weight: fx.Node, encoding: Encoding) -> Call:
-    return Call(PRUNE if encoding.kind == "keep" else ENCODE, (weight, str(encoding)))
-
-
-def _with(node: fx.Node, coded: Call, encoding: Encoding) -> Call:
-    """The layer at ``node`` on a coded weight."""
-    values: dict[str, Any] = arguments(node)
+def _coded(candidate: Candidate, encoding: Encoding) -> dict[str, Value]:
+    """The arguments by which a layer takes its weight in an encoding."""
+    weight, found = cast("fx.Node", candidate.node.args[1]), candidate.stored
+    if found is not None:
+        values = {"weight": found.codes, "channel_scale": found.channel_scale}
+        if found.table is not None and found.group_scale is not None:
+            values |= {"table": found.table, "group_scale": found.group_scale}
+        return values
     if encoding.kind == "keep":
-        values["weight"] = coded
-    else:
-        parts = [Call(_GETITEM, (coded, i)) for i in range(4)]
-        values["weight"], values["channel_scale"] = parts[0], parts[3]
-        if encoding.table:
-            values["table"], values["group_scale"] = parts[1], parts[2]
-    return build(node.target, values, node, size=shape(node))
+        return {"weight": call(PRUNE, weight, str(encoding))}
+    coded = call(ENCODE, weight, str(encoding))
+    parts = [Call(_GETITEM, (coded, i)) for i in range(4)]
+    values = {"weight": parts[0], "channel_scale": parts[3]}
+    if encoding.table:
+        values |= {"table": parts[1], "group_scale": parts[2]}
+    return values
+
+
+def _with(node: fx.Node, coded: dict[str, Value]) -> Call:
+    """The layer at ``node`` on a coded weight."""
+    return build(node.target, {**arguments(node), **coded}, node, size=shape(node))
 
 
 def weight_name(weight: fx.Node) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import refresh
+    from .compressed import compress
+    from .compressed_file import load_compressed, save_compressed
     from .demo import demo_pipeline
     from .errors import ZoomcError
     from .options import Options
@@ -25,12 +27,26 @@ _HOMES = {
     "Options": ".options",
     "Report": ".report",
     "ZoomcError": ".errors",
+    "compress": ".compressed",
     "demo_pipeline": ".demo",
     "explain": ".report",
+    "load_compressed": ".compressed_file",
     "refresh": ".backend",
+    "save_compressed": ".compressed_file",
 }
 
-__all__ = ["InfiniteZoom", "Options", "Report", "ZoomcError", "demo_pipeline", "explain", "refresh"]
+__all__ = [
+    "InfiniteZoom",
+    "Options",
+    "Report",
+    "ZoomcError",
+    "compress",
+    "demo_pipeline",
+    "explain",
+    "load_compressed",
+    "refresh",
+    "save_compressed",
+]
 
 
 def __getattr__(name: str) -> Any:

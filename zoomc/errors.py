@@ -44,7 +44,12 @@ class StaleWeightsError(ZoomcError):
     """Weights whose changes cannot be seen, so that an answer could be stale."""
 
 
+class CompressedFileError(ZoomcError):
+    """A file of compressed weights that is missing, damaged, or another model's."""
+
+
 __all__ = [
+    "CompressedFileError",
     "DeviceError",
     "FallbackError",
     "MissingDependencyError",

@@ -8,7 +8,7 @@ from ..integer import GROUP
 from ..operator import declare
 from .coded import Coded, decode, unpack
 from .encoder import encode
-from .encoding import Encoding
+from .encoding import ENTRIES, Encoding
 from .pruning import prune
 
 
@@ -49,31 +49,45 @@ ENCODE = declare(
 
 
 def _decode(
-    codes: torch.Tensor,
-    table: torch.Tensor | None,
-    group_scale: torch.Tensor | None,
+    packed: torch.Tensor,
+    table: torch.Tensor,
+    group_scale: torch.Tensor,
     channel_scale: torch.Tensor,
+    shape: list[int],
 ) -> torch.Tensor:
-    return decode(Coded(codes, table, group_scale, channel_scale))
+    codes = _unpack(packed, table, shape)
+    scale = channel_scale.view(torch.float32)
+    if not table.numel():
+        return decode(Coded(codes, None, None, scale))
+    return decode(Coded(codes, table, group_scale, scale))
 
 
-#: The fp32 weight of a coded one.
+#: The fp32 weight of that shape that packed codes stand for. ``table`` and ``group_scale`` are
+#: empty for int8; ``channel_scale`` is the bits of fp32 numbers as int32, which nothing rounds
+#: when a model is cast to another type.
 DECODE = declare(
-    "decode(Tensor codes, Tensor? table, Tensor? group_scale, Tensor channel_scale) -> Tensor",
+    "decode(Tensor packed, Tensor table, Tensor group_scale, Tensor channel_scale, int[] shape)"
+    " -> Tensor",
     _decode,
-    lambda codes, *_: codes.new_empty(codes.shape, dtype=torch.float32),
+    lambda packed, table, group_scale, channel_scale, shape: packed.new_empty(
+        shape, dtype=torch.float32
+    ),
 )
 
 
-def _unpack(packed: torch.Tensor, code_bits: int, shape: list[int]) -> torch.Tensor:
-    return unpack(packed, code_bits, tuple(shape))
+def _unpack(packed: torch.Tensor, table: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    if not table.numel():
+        return packed.view(torch.int8).view(shape).clone()
+    return unpack(packed, ENTRIES[table.numel()], tuple(shape))
 
 
-#: Codes of 2, 4 or 8 bits out of the bytes that hold them.
+#: Codes out of the bytes that hold them: as many bits each as ``table`` needs; int8 without one.
 UNPACK = declare(
-    "unpack(Tensor packed, int code_bits, int[] shape) -> Tensor",
+    "unpack(Tensor packed, Tensor table, int[] shape) -> Tensor",
     _unpack,
-    lambda packed, _, shape: packed.new_empty(shape),
+    lambda packed, table, shape: packed.new_empty(
+        shape, dtype=torch.uint8 if table.numel() else torch.int8
+    ),
 )
 
 

@@ -196,7 +196,8 @@ def test_packed_codes_come_back(code_bits, shape):
     packed = pack(codes, code_bits)
     assert packed.numel() == math.ceil(codes.numel() * code_bits / 8)
     assert torch.equal(unpack(packed, code_bits, shape), codes)
-    assert torch.equal(UNPACK(packed, code_bits, list(shape)), codes)
+    table = torch.zeros(2**code_bits, dtype=torch.int8)
+    assert torch.equal(UNPACK(packed, table, list(shape)), codes)
     if code_bits == 4 and codes.numel() > 1:
         first = codes.flatten()
         assert packed[0] == first[0] + 16 * first[1]
@@ -210,12 +211,19 @@ def test_operators_know_their_shapes(spelling):
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(weight)
         shapes = ENCODE(fake, spelling)
-        decoded = DECODE(shapes[0], None, None, shapes[3])
+        packed = mode.from_tensor(torch.zeros(1, dtype=torch.uint8))
+        decoded = DECODE(packed, *shapes[1:], list(weight.shape))
         assert PRUNE(fake, spelling).shape == weight.shape == decoded.shape
+        assert UNPACK(packed, shapes[1], list(weight.shape)).dtype is shapes[0].dtype
     for real, known in zip(coded, shapes, strict=True):
         assert (real.shape, real.dtype) == (known.shape, known.dtype)
-    table, scale = coded[1:3] if coded[1].numel() else (None, None)
-    assert relative(DECODE(coded[0], table, scale, coded[3]), PRUNE(weight, spelling)) < 0.45
+    codes, table, group_scale, channel_scale = coded
+    code_bits = {4: 2, 16: 4}.get(table.numel(), 8)
+    stored = pack(codes, code_bits), table, group_scale, channel_scale.view(torch.int32)
+    decoded = DECODE(*stored, list(weight.shape))
+    assert torch.equal(decoded, decode(encode(weight, Encoding.parse(spelling))))
+    assert torch.equal(UNPACK(stored[0], table, list(weight.shape)), codes)
+    assert relative(decoded, PRUNE(weight, spelling)) < 0.45
 
 
 @pytest.mark.parametrize("spelling", ["keep", "int8", "shared:4", "int4+2:4", "keep+12.5%"])

@@ -1,0 +1,218 @@
+"""Compressed models: the same numbers as coded ones, less memory, files that say what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from zoomc.kernels.weights.encoding import EncodingError
+from zoomc.passes import run
+
+import zoomc
+from tests.models import MODELS
+from tests.passes.util import captured, outputs
+from zoomc.compressed import CodedConv2d, CodedLinear
+from zoomc.errors import CompressedFileError
+from zoomc.record import collect
+
+
+def error(got, want) -> float:
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+class Net(nn.Module):
+    """Convolutions, then tokens with projections that read one input, then a linear by rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(8, 32, 3, padding=1)
+        self.middle = nn.Conv2d(32, 64, 3, padding=1)
+        self.last = nn.Conv2d(64, 32, 1)
+        self.q = nn.Linear(32, 64)
+        self.k = nn.Linear(32, 64)
+        self.v = nn.Linear(32, 64, bias=False)
+        self.time = nn.Linear(48, 32)
+        self.tiny = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(64)
+        self.register_buffer("offset", torch.ones(64), persistent=False)
+
+    def forward(self, x, t):
+        x = self.last(self.middle(self.first(x)).relu()) + self.time(t)[:, :, None, None]
+        x = x.flatten(2).transpose(1, 2)
+        q, k, v = (p(x).unflatten(-1, (4, 16)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.norm(y + self.offset)
+
+
+def net(seed: int = 0):
+    torch.manual_seed(seed)
+    model = Net().eval().requires_grad_(False)
+    return model, (torch.randn(2, 8, 8, 8), torch.randn(2, 48))
+
+
+def meta() -> Net:
+    with torch.device("meta"):
+        return Net().eval()
+
+
+def stored_bytes(model: nn.Module) -> int:
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def test_layers_hold_codes_and_nothing_else():
+    model, inputs = net()
+    before, want = stored_bytes(model), model(*inputs)
+    shapes = {name: m.weight.shape for name, m in model.named_modules() if hasattr(m, "weight")}
+    assert zoomc.compress(model, *inputs, weights="int4") is model
+    assert isinstance(model.middle, CodedConv2d) and isinstance(model.q, CodedLinear)
+    assert type(model.tiny) is nn.Linear
+    for name, module in model.named_modules():
+        if hasattr(module, "weight"):
+            assert module.weight.shape == shapes[name]
+    bits = {n: 8 * m.weight_codes.numel() / m.weight.numel() for n, m in model.named_modules()
+            if isinstance(m, CodedConv2d | CodedLinear)}  # fmt: skip
+    assert bits == {"first": 8, "middle": 4, "last": 8, "q": 4, "k": 4, "v": 4, "time": 8}
+    assert stored_bytes(model) < 0.25 * before
+    assert 1e-3 < error(model(*inputs), want) < 0.2
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "shared", "shared:256", "int4+2:4"])
+def test_compiled_it_computes_with_its_own_codes(weights):
+    model, inputs = net()
+    zoomc.compress(model, *inputs, weights=weights)
+    want = model(*inputs)
+    with collect() as records:
+        got = torch.compile(model, backend="zoomc", options={"fallback": "error"})(*inputs)
+    # what differs is the rounding of activations to int8
+    assert error(got, want) < 0.03
+    layers = records[0].trace.passes[-1].layers
+    expected = weights.removesuffix("+2:4")
+    assert {layer.encoding for layer in layers} == {"int8", expected}
+    assert len(layers) == 5  # queries, keys and values are one
+    assert records[0].trace.hits(f"linear(x, w) => linear(x, {expected} of w)") >= 1
+
+
+def test_a_budget_and_another_type_leave_stored_codes_alone():
+    model, inputs = net()
+    zoomc.compress(model, *inputs)
+    want = model(*inputs)
+    for options in ({"weights": "int8", "max_error": 0.5}, {"dtype": "bf16"}):
+        torch._dynamo.reset()
+        with collect() as records:
+            got = torch.compile(model, backend="zoomc", options=options)(*inputs)
+        assert error(got, want) < 0.05
+        encodings = [layer.encoding for layer in records[0].trace.passes[-1].layers]
+        assert encodings.count("int4") == 2
+
+
+def test_saved_and_loaded_without_the_original(tmp_path):
+    model, inputs = net()
+    zoomc.compress(model, *inputs, weights="shared")
+    zoomc.save_compressed(model, tmp_path / "net.safetensors")
+    loaded = zoomc.load_compressed(meta(), tmp_path / "net.safetensors")
+    assert torch.equal(loaded(*inputs), model(*inputs))
+    assert "offset" not in loaded.state_dict()
+    for tensor in (*loaded.parameters(), *loaded.buffers()):
+        assert not tensor.is_meta and not tensor.requires_grad
+    again = zoomc.load_compressed(net(1)[0], tmp_path / "net.safetensors")
+    assert torch.equal(again(*inputs), model(*inputs))
+    zoomc.save_compressed(again, tmp_path / "again.safetensors")
+    a, b = ((tmp_path / f"{n}.safetensors").stat().st_size for n in ("net", "again"))
+    assert a == b < 0.4 * stored_bytes(net()[0])
+
+
+def test_half_precision_comes_back_in_its_type(tmp_path):
+    model, inputs = net()
+    model, inputs = model.bfloat16(), [x.bfloat16() for x in inputs]
+    zoomc.compress(model, *inputs)
+    assert model.middle.weight.dtype is torch.bfloat16
+    zoomc.save_compressed(model, tmp_path / "net.safetensors")
+    loaded = zoomc.load_compressed(meta(), tmp_path / "net.safetensors")
+    assert torch.equal(loaded(*inputs), model(*inputs))
+
+
+def test_casting_a_compressed_model_leaves_its_scales():
+    model, _ = net()
+    zoomc.compress(model)
+    before = model.middle.weight
+    assert torch.equal(model.half().middle.weight, before)
+
+
+def test_changed_codes_are_noticed():
+    model, inputs = net()
+    zoomc.compress(model, *inputs)
+    fast = torch.compile(model, backend="zoomc")
+    before = fast(*inputs)
+    codes = model.middle.weight_codes
+    codes.copy_(codes.flip(0))
+    assert error(fast(*inputs), model(*inputs)) < 0.03 < error(before, model(*inputs))
+
+
+def test_encodings_by_name():
+    model, _ = net()
+    zoomc.compress(model, weights={"middle.weight": "int8", "q": "shared:4"})
+    coded = {n for n, m in model.named_modules() if isinstance(m, CodedConv2d | CodedLinear)}
+    assert coded == {"middle", "q"}
+    assert model.middle.weight_table.numel() == 0 and model.q.weight_table.numel() == 4
+    with pytest.raises(EncodingError):
+        zoomc.compress(net()[0], weights="int3")
+
+
+def test_damaged_files_say_so(tmp_path):
+    model, _ = net()
+    zoomc.compress(model)
+    path = tmp_path / "net.safetensors"
+    zoomc.save_compressed(model, path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-100] ^= 4
+    for content, message in (
+        (whole[:-50], "damaged or truncated"),
+        (whole[:40], "damaged or truncated"),
+        (b"", "damaged or truncated"),
+        (bytes(flipped), "damaged"),
+    ):
+        path.write_bytes(content)
+        target = meta()
+        with pytest.raises(CompressedFileError, match=message):
+            zoomc.load_compressed(target, path)
+        assert type(target.middle) is nn.Conv2d
+    with pytest.raises(CompressedFileError, match="does not exist"):
+        zoomc.load_compressed(meta(), tmp_path / "nothing.safetensors")
+    save_file({"weight": torch.ones(3)}, path)
+    with pytest.raises(CompressedFileError, match="no compressed model"):
+        zoomc.load_compressed(meta(), path)
+
+
+def test_another_models_file_says_so(tmp_path):
+    model, _ = net()
+    zoomc.compress(model)
+    path = tmp_path / "net.safetensors"
+    zoomc.save_compressed(model, path)
+    other = meta()
+    other.middle = nn.Conv2d(32, 65, 3, device="meta")
+    with pytest.raises(CompressedFileError, match=r"a layer 'middle' with a weight of shape \(64"):
+        zoomc.load_compressed(other, path)
+    other = meta()
+    other.extra = nn.Linear(2, 2, device="meta")
+    with pytest.raises(CompressedFileError, match=r"only the model has 'extra.bias'"):
+        zoomc.load_compressed(other, path)
+    other = meta()
+    other.norm = nn.LayerNorm(63, device="meta")
+    with pytest.raises(CompressedFileError, match=r"'norm.bias' is \(64,\) there and \(63,\) here"):
+        zoomc.load_compressed(other, path)
+
+
+def test_a_whole_unet(tmp_path):
+    model, inputs = MODELS["sd2_unet"]()
+    zoomc.compress(model, *inputs)
+    zoomc.save_compressed(model, tmp_path / "unet.safetensors")
+    want = model(*inputs)
+    model = zoomc.load_compressed(MODELS["sd2_unet"]()[0], tmp_path / "unet.safetensors")
+    assert torch.equal(model(*inputs), want)
+    gm, inputs = captured(model, inputs)
+    layers = run(gm).passes[-1].layers
+    encodings = [layer.encoding for layer in layers]
+    assert encodings.count("int4") == 59 and encodings.count("int8") == 12
+    assert error(outputs(gm, inputs)[0], want) < 0.1  # what int8 activations add

@@ -1,0 +1,198 @@
+"""A model whose weights are codes, in place of the original ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
+
+import torch
+from torch import nn
+
+from .kernels.weights import Encoding, encode, pack
+from .kernels.weights.op import DECODE
+
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:
+    _Module = object
+
+#: Weights with fewer elements than this are kept: their scales would outweigh what codes save.
+TINY = 1024
+
+#: The buffers that a coded layer holds its weight in.
+PARTS = ("weight_codes", "weight_table", "weight_groups", "weight_scale")
+
+
+class Coded(_Module):
+    """A layer that holds its weight in codes; eager torch decodes it on every call."""
+
+    weight_shape: list[int]
+    weight_dtype: torch.dtype
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight the codes stand for, in the type the layer had it in."""
+        return DECODE(  # type: ignore[no-any-return]
+            self.weight_codes,
+            self.weight_table,
+            self.weight_groups,
+            self.weight_scale,
+            self.weight_shape,
+        ).to(self.weight_dtype)
+
+
+class CodedLinear(Coded, nn.Linear):  # type: ignore[override]
+    """A linear layer with a coded weight."""
+
+
+class CodedConv2d(Coded, nn.Conv2d):  # type: ignore[override]
+    """A convolution with a coded weight."""
+
+
+#: What has a weight to encode.
+Layer = nn.Linear | nn.Conv2d
+
+#: What a layer becomes.
+CODED: dict[type[nn.Module], type[Coded]] = {nn.Linear: CodedLinear, nn.Conv2d: CodedConv2d}
+
+
+def compress(
+    model: nn.Module, *inputs: Any, weights: str | Mapping[str, str] = "int4", **kwargs: Any
+) -> nn.Module:
+    """Replace the weights of a model's linears and convolutions by codes, in place.
+
+    The original weights are dropped layer by layer. The model then runs in eager, slowly, and
+    compiles as before: ``torch.compile(model, backend="zoomc")`` computes with the codes.
+
+    Args:
+        model: in eval mode, on the CPU.
+        *inputs: example inputs; one run with them finds the first and last convolution and the
+            layers that see one row a picture, which take int8. Without any, order of definition
+            tells the ends.
+        weights: an encoding for every layer, as the option ``weights`` spells it, or one by name
+            of weight (``{"mid.conv.weight": "int8"}``); layers not named are kept.
+        **kwargs: example inputs by name.
+
+    Returns:
+        the model.
+
+    Raises:
+        EncodingError: a spelling that names no encoding.
+        NonFiniteWeightError: a weight holds NaN or infinity; layers before it are compressed.
+    """
+    layers = {name: module for name, module in model.named_modules() if _encodable(module)}
+    if isinstance(weights, str):
+        chosen = _choose(model, layers, Encoding.parse(weights), inputs, kwargs)
+    else:
+        by_name = {k.removesuffix(".weight"): Encoding.parse(v) for k, v in weights.items()}
+        chosen = {name: by_name[name] for name in layers if name in by_name}
+    for family in _families(layers, chosen):
+        _encode_family([layers[name] for name in family], chosen[family[0]])
+    return model
+
+
+def _encodable(module: nn.Module) -> TypeGuard[Layer]:
+    return type(module) in CODED and cast("Layer", module).weight.is_floating_point()
+
+
+def _choose(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    asked: Encoding,
+    inputs: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Encoding]:
+    """An encoding for every layer that takes one."""
+    order = list(layers)
+    few: set[str] = set()
+    if inputs or kwargs:
+        order, few = _watch(model, layers, inputs, kwargs)
+    convs = [name for name in order if isinstance(layers[name], nn.Conv2d)]
+    gentle = few | {*convs[:1], *convs[-1:]}
+    chosen = {}
+    for name, module in layers.items():
+        shape = module.weight.shape
+        if asked.kind == "keep" or torch.Size(shape).numel() < TINY:
+            continue
+        if module.weight.dtype is not torch.float64:
+            chosen[name] = Encoding("int8") if name in gentle else asked
+    return chosen
+
+
+def _watch(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    inputs: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[list[str], set[str]]:
+    """The layers in the order they run, and the linears that see a row a picture."""
+    from .passes.encode import FEW_ROWS
+
+    order: dict[str, None] = {}
+    few: set[str] = set()
+
+    def seen(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            order[name] = None
+            x = args[0]
+            if isinstance(module, nn.Linear) and x.dim() <= 2 and x[..., 0].numel() <= FEW_ROWS:
+                few.add(name)
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(seen(name)) for name, m in layers.items()]
+    try:
+        with torch.no_grad():
+            model(*inputs, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order), few
+
+
+def _families(layers: Mapping[str, Layer], chosen: Mapping[str, Encoding]) -> list[list[str]]:
+    """Layers that share a table of values: siblings of one input width, as queries and keys.
+
+    The compiler multiplies by such weights as one, which takes one table for all.
+    """
+    families: dict[Any, list[str]] = {}
+    for name, encoding in chosen.items():
+        weight = layers[name].weight
+        key: Any = name
+        if encoding.kind == "shared" and isinstance(layers[name], nn.Linear):
+            key = name.rpartition(".")[0], encoding, weight.shape[1], weight.dtype
+        families.setdefault(key, []).append(name)
+    return list(families.values())
+
+
+def _encode_family(family: list[Layer], encoding: Encoding) -> None:
+    """Encode the weights of some layers through one table, and drop them."""
+    with torch.no_grad():
+        weight = torch.cat([m.weight for m in family]) if len(family) > 1 else family[0].weight
+        coded = encode(weight.detach(), encoding)
+    sizes = [len(module.weight) for module in family]
+    nothing = torch.empty(0, dtype=torch.int8)
+    groups = nothing if coded.group_scale is None else coded.group_scale
+    start = 0
+    for module, size in zip(family, sizes, strict=True):
+        rows = slice(start, start + size)
+        start += size
+        weight = module.weight
+        become_coded(module, list(weight.shape), weight.dtype)
+        parts = (
+            pack(coded.codes[rows], encoding.code_bits),
+            nothing if coded.table is None else coded.table,
+            groups if coded.group_scale is None else groups[rows],
+            coded.channel_scale[rows].view(torch.int32),
+        )
+        for name, tensor in zip(PARTS, parts, strict=True):
+            module.register_buffer(name, tensor.clone())
+
+
+def become_coded(module: nn.Module, shape: list[int], dtype: torch.dtype) -> None:
+    """Turn a layer into one without a weight of its own."""
+    if not isinstance(module, Coded):
+        del module._parameters["weight"]
+        module.__class__ = CODED[type(module)]
+    module.weight_shape = shape  # type: ignore[assignment]
+    module.weight_dtype = dtype  # type: ignore[assignment]

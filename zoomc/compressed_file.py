@@ -1,0 +1,141 @@
+"""Files of compressed models: saved, and loaded without the original weights ever existing."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .compressed import CODED, PARTS, Coded, become_coded
+from .errors import CompressedFileError
+
+_FORMAT = "1"
+
+
+def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a compressed model's tensors to a safetensors file.
+
+    Args:
+        model: what :func:`compress` or :func:`load_compressed` returned.
+        path: the file.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        dense = tensor.detach().contiguous()
+        tensors[name] = dense.clone() if dense.data_ptr() in taken else dense
+        taken.add(dense.data_ptr())
+    layers = {
+        name: {"shape": module.weight_shape, "dtype": str(module.weight_dtype)[6:]}
+        for name, module in model.named_modules()
+        if isinstance(module, Coded)
+    }
+    sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    header = {"zoomc": _FORMAT, "layers": json.dumps(layers), "checksums": json.dumps(sums)}
+    save_file(tensors, path, metadata=header)
+
+
+def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Give a model the weights of a compressed file, in place.
+
+    The model may be built on the meta device, ``with torch.device("meta")``, so that its original
+    weights never exist. The file is mapped, not read: the system loads and drops its pages as it
+    likes, and the file must stay where it is.
+
+    Args:
+        model: of the class and configuration that was saved.
+        path: what :func:`save_compressed` wrote.
+
+    Returns:
+        the model.
+
+    Raises:
+        CompressedFileError: the file is missing, damaged, truncated, no compressed model, or
+            another model's. The model is then as it was.
+    """
+    tensors, layers = _read(path)
+    _check_fits(model, tensors, layers, path)
+    modules = dict(model.named_modules())
+    for name, layer in layers.items():
+        become_coded(modules[name], layer["shape"], getattr(torch, layer["dtype"]))
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        module = modules[owner]
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            persistent = leaf not in module._non_persistent_buffers_set
+            module.register_buffer(leaf, tensor, persistent=persistent)
+    return model.eval()
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Every tensor of the file, and its coded layers, checked."""
+    again = "save the model again with zoomc.save_compressed"
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            if header.get("zoomc") != _FORMAT:
+                raise CompressedFileError(
+                    f"{path} holds no compressed model of this version of zoomc: {again}"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CompressedFileError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CompressedFileError(f"{path} is damaged or truncated ({error}): {again}") from error
+    sums = json.loads(header["checksums"])
+    damaged = [name for name, tensor in tensors.items() if _checksum(tensor) != sums.get(name)]
+    if damaged or sums.keys() != tensors.keys():
+        names = ", ".join(damaged[:3]) or "tensors are missing"
+        raise CompressedFileError(f"{path} is damaged ({names}): {again}")
+    return tensors, json.loads(header["layers"])
+
+
+def _check_fits(
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    layers: Mapping[str, Any],
+    path: str | os.PathLike[str],
+) -> None:
+    """Every tensor of the file has its place in the model, and the reverse."""
+    modules = dict(model.named_modules())
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    wanted = dict(own)
+    for name, layer in layers.items():
+        module = modules.get(name)
+        known = isinstance(module, Coded) or type(module) in CODED
+        shape = layer["shape"]
+        if not known or module is None or list(_weight_shape(module)) != shape:
+            raise CompressedFileError(
+                f"{path} is another model's: it has a layer {name!r} with a weight of shape"
+                f" {tuple(shape)}, which this model has not"
+            )
+        wanted.pop(f"{name}.weight", None)
+        wanted |= {
+            f"{name}.{part}": tensors.get(f"{name}.{part}", torch.empty(0)) for part in PARTS
+        }
+    for name in sorted(wanted.keys() ^ tensors.keys()):
+        where = "the model" if name in wanted else "the file"
+        raise CompressedFileError(f"{path} is another model's: only {where} has {name!r}")
+    for name, tensor in tensors.items():
+        if name in own and not name.endswith(PARTS) and own[name].shape != tensor.shape:
+            raise CompressedFileError(
+                f"{path} is another model's: {name!r} is {tuple(tensor.shape)} there and"
+                f" {tuple(own[name].shape)} here"
+            )
+
+
+def _weight_shape(module: nn.Module) -> Any:
+    return module.weight_shape if isinstance(module, Coded) else module.weight.shape
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    return zlib.crc32(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
