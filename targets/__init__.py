@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from .constants import Constants
 
 #: name → where its class is; imported only when asked for.
-_TARGETS: dict[str, tuple[str, str]] = {"cpu": ("zoomc.targets.tvm.cpu", "CpuTarget")}
+_TARGETS: dict[str, tuple[str, str]] = {
+    "cpu": ("zoomc.targets.tvm.cpu", "CpuTarget"),
+    "triton": ("zoomc.targets.triton.target", "TritonTarget"),
+}
 
 #: device type → target, for ``target="auto"``.
-_BY_DEVICE = {"cpu": "cpu"}
+_BY_DEVICE = {"cpu": "cpu", "cuda": "triton"}
 
 
 class Executable(Protocol):

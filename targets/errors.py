@@ -9,6 +9,10 @@ class UnsupportedCpuError(ZoomcError):
     """The CPU lacks the instructions a path needs."""
 
 
+class UnsupportedGpuError(ZoomcError):
+    """There is no GPU, its driver does not load, or it is older than the kernels need."""
+
+
 class MissingDependencyError(ZoomcError):
     """A package the target needs is not installed or does not load."""
 

@@ -6,7 +6,12 @@ import difflib
 from collections.abc import Iterable
 
 from .kernels.errors import ZoomcError
-from .targets.errors import FallbackError, MissingDependencyError, UnsupportedCpuError
+from .targets.errors import (
+    FallbackError,
+    MissingDependencyError,
+    UnsupportedCpuError,
+    UnsupportedGpuError,
+)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -58,6 +63,7 @@ __all__ = [
     "TrainingError",
     "UnknownOptionError",
     "UnsupportedCpuError",
+    "UnsupportedGpuError",
     "ZoomcError",
     "nearest",
 ]

@@ -94,7 +94,7 @@ class Options:
         OptionValueError: for a value an option cannot take, with those it can.
     """
 
-    target: str = _option("auto", _choice("auto", "cpu"), "machine to compile for")
+    target: str = _option("auto", _choice("auto", "cpu", "triton"), "machine to compile for")
     weights: str = _option(
         "keep",
         _encoding,
@@ -119,6 +119,12 @@ class Options:
     )
     threads: int = _option(
         0, _integer(0, 1024), "worker threads; 0 = as many as torch.get_num_threads()"
+    )
+    cuda_graph: bool = _option(
+        True, _flag, "on a GPU: record a step once as a CUDA graph and replay it"
+    )
+    tune: bool = _option(
+        False, _flag, "on a GPU: time the few best choices of each kernel and keep the fastest"
     )
     variants: int = _option(
         4, _integer(1), "compiled input shapes kept; the least recently used is dropped"

@@ -88,7 +88,7 @@ def _sample(views: Sequence[torch.Tensor]) -> list[int]:
     groups: dict[torch.dtype, list[torch.Tensor]] = {}
     for view in views:
         groups.setdefault(view.dtype, []).append(view)
-    return [hash(torch.cat(group).numpy().tobytes()) for group in groups.values()]
+    return [hash(torch.cat(group).cpu().numpy().tobytes()) for group in groups.values()]
 
 
 def _checksum(weights: Sequence[torch.Tensor]) -> list[int]:

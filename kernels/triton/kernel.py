@@ -40,6 +40,15 @@ class Launch:
     warps: int = 4
     stages: int = 2
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told besides."""
+        return {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "enable_fp_fusion": True,
+        }
+
 
 @dataclass(frozen=True)
 class Kernel:

@@ -32,9 +32,7 @@ def execute(kernel: Kernel, tensors: Mapping[str, torch.Tensor]) -> None:
             name: tensors[value.name] if isinstance(value, Slot) else value
             for name, value in launch.arguments.items()
         }
-        launch.function[launch.grid](
-            **arguments, num_warps=launch.warps, num_stages=launch.stages, enable_fp_fusion=True
-        )
+        launch.function[launch.grid](**arguments, **launch.options)
 
 
 def run(
@@ -132,10 +130,5 @@ def compile_for(gpu: Gpu, launch: Launch, specs: Mapping[str, TensorSpec]) -> An
 
     types, constants, aligned = _signature(launch, specs)
     source = ASTSource(launch.function, types, constexprs=constants, attrs=aligned)
-    options = {
-        "num_warps": launch.warps,
-        "num_stages": launch.stages,
-        "enable_fp_fusion": True,
-    }
     target = GPUTarget(gpu.kind, gpu.arch, gpu.warp)
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options=launch.options)

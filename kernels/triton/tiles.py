@@ -153,7 +153,7 @@ def _fitting(problem: Problem, gpu: Gpu, m: int, n: int, k: int) -> Iterator[Til
     crowded = problem.a_bytes == 4 or (problem.work and problem.gathers)
     room = 32 if crowded else 128 if plain and gpu.name != "sm_100" else 64
     if gpu.kind == "hip" and problem.w_bits == 4:
-        room = 32
+        room = 16  # decoded by shifts and selects
     if m * n > room * threads:
         return
     for stages in range(2 if gpu.kind == "hip" else 4, 1, -1):

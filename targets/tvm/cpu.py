@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ...kernels.tir import isa as paths
 from ...kernels.tir.kernel import Kernel, Unsupported, lower
 from ..constants import Constants
 from ..errors import FallbackError, MissingDependencyError, UnsupportedCpuError
+from ..stopwatch import Stopwatch
 
 
 class CpuTarget:
@@ -146,17 +146,3 @@ class CpuTarget:
         report["seconds"] = clock.laps
         report["weight_bytes"] = constants.nbytes()
         return executable
-
-
-class Stopwatch:
-    """Seconds between laps, by name."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
-        now = time.perf_counter()
-        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
-        self._last = now

@@ -14,7 +14,8 @@ from torch import fx
 
 from ...kernels.tir.kernel import Kernel
 from ...kernels.tir.run import as_storage
-from ..constants import Constants, aligned
+from ..constants import Constants
+from ..tensors import dense, unaliased
 from .library import Compiled
 from .plan import Plan, graph_outputs
 from .relax import Segment
@@ -153,30 +154,6 @@ class GraphExecutable:
             for node in self._last_use[index]:
                 values.pop(node, None)
         return unaliased([value(node) for node in self._outputs], inputs)
-
-
-def unaliased(results: list[Any], inputs: Sequence[torch.Tensor]) -> list[Any]:
-    """Copy results that share memory with an input or an earlier result.
-
-    Copies inside the graph are compiled to views, which nobody can tell apart until a caller
-    writes into a result.
-    """
-    taken = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, torch.Tensor)}
-    fresh = []
-    for result in results:
-        if isinstance(result, torch.Tensor) and result.numel():
-            storage = result.untyped_storage().data_ptr()
-            result = result.clone() if storage in taken else result
-            taken.add(storage)
-        fresh.append(result)
-    return fresh
-
-
-def dense(tensor: Any) -> Any:
-    """A tensor without history, row-major and aligned, as kernels may assume; else unchanged."""
-    if not isinstance(tensor, torch.Tensor) or tensor.numel() == 0:
-        return tensor
-    return aligned(tensor.detach().resolve_conj().resolve_neg().contiguous())
 
 
 def as_dtype(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

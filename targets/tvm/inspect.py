@@ -15,7 +15,7 @@ from tvm import relax
 from ...kernels.tir.kernel import Kernel, TensorSpec
 from ...kernels.tir.run import as_storage
 from ..constants import Constants
-from .executable import dense
+from ..tensors import dense
 from .plan import Plan
 
 

@@ -1,0 +1,34 @@
+"""What executables do to tensors at their boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .constants import aligned
+
+
+def dense(tensor: Any) -> Any:
+    """A tensor without history, row-major and aligned, as kernels may assume; else unchanged."""
+    if not isinstance(tensor, torch.Tensor) or tensor.numel() == 0:
+        return tensor
+    return aligned(tensor.detach().resolve_conj().resolve_neg().contiguous())
+
+
+def unaliased(results: list[Any], inputs: Sequence[torch.Tensor]) -> list[Any]:
+    """Copy results that share memory with an input or an earlier result.
+
+    Copies inside the graph are compiled to views, which nobody can tell apart until a caller
+    writes into a result.
+    """
+    taken = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, torch.Tensor)}
+    fresh = []
+    for result in results:
+        if isinstance(result, torch.Tensor) and result.numel():
+            storage = result.untyped_storage().data_ptr()
+            result = result.clone() if storage in taken else result
+            taken.add(storage)
+        fresh.append(result)
+    return fresh

@@ -1,0 +1,1 @@
+"""The target that generates GPU code through Triton."""

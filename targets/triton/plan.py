@@ -1,0 +1,121 @@
+"""Decide for every node how it runs on a GPU, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import fx
+
+from ...kernels.triton.gpu import Gpu
+from ...kernels.triton.kernel import Kernel, Unsupported, candidates
+from ..constants import constant_nodes
+from ..tvm.plan import as_call, is_view
+from .leftovers import Leftovers
+
+#: Choices kept of each kernel, best first: what tuning times, and what is left if one fails.
+KEPT = 6
+
+
+@dataclass
+class Plan:
+    """What becomes of each node of a graph.
+
+    Attributes:
+        constant: nodes computed from weights alone, evaluated when packed.
+        kernels: node → the choices of its kernel, the one that runs first.
+        views: node → the node whose memory it shares.
+        leftovers: node → why there is no kernel for it.
+    """
+
+    constant: set[fx.Node]
+    kernels: dict[fx.Node, list[Kernel]] = field(default_factory=dict)
+    views: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    leftovers: dict[fx.Node, str] = field(default_factory=dict)
+
+
+@dataclass
+class View:
+    """A node that only reinterprets another's memory."""
+
+    node: fx.Node
+
+
+@dataclass
+class Run:
+    """A node computed by a kernel."""
+
+    node: fx.Node
+
+
+Step = View | Run | Leftovers
+
+
+def choices(node: fx.Node, constant: set[fx.Node], gpu: Gpu) -> list[Kernel] | str:
+    """The kernels that compute a node, best first, or why there are none."""
+    try:
+        return candidates(as_call(node, constant), gpu)[:KEPT]
+    except Unsupported as reason:
+        return str(reason)
+    except Exception as error:  # a bug in one kernel must not take the model down
+        return f"its lowering failed: {type(error).__name__}: {error}"
+
+
+def make_plan(gm: fx.GraphModule, gpu: Gpu) -> Plan:
+    """Plan every node of ``gm`` for a GPU."""
+    plan = Plan(constant_nodes(gm))
+    for node in gm.graph.nodes:
+        if node.op != "call_function" or node in plan.constant:
+            continue
+        try:
+            view = is_view(node)
+        except Unsupported:
+            view = False
+        if view:
+            plan.views[node] = cast("fx.Node", node.args[0])
+            continue
+        found = choices(node, plan.constant, gpu)
+        if isinstance(found, str):
+            plan.leftovers[node] = found
+        else:
+            plan.kernels[node] = found
+    return plan
+
+
+def schedule(gm: fx.GraphModule, plan: Plan) -> list[Step]:
+    """Order the nodes so that leftovers form as few groups as they can.
+
+    A topological order, and greedy: it leaves a group only when nothing more can join it.
+    """
+    waiting = [
+        node
+        for node in gm.graph.nodes
+        if node.op == "call_function" and node not in plan.constant and node.users
+    ]
+    done = plan.constant | set(gm.graph.find_nodes(op="placeholder"))
+    steps: list[Step] = []
+    left = False
+    while waiting:
+        group = _ready(waiting, done, plan, left)
+        if group and left:
+            steps.append(Leftovers.of(group, [plan.leftovers.get(n, "") for n in group]))
+        elif group:
+            steps += [View(n) if n in plan.views else Run(n) for n in group]
+        waiting = [node for node in waiting if node not in done]
+        left = not left
+    return steps
+
+
+def _ready(waiting: Sequence[fx.Node], done: set[fx.Node], plan: Plan, left: bool) -> list[fx.Node]:
+    """All that can run now without a node of the other kind; added to ``done``.
+
+    A view joins whichever group it is met in.
+    """
+    group = []
+    for node in waiting:
+        mine = node in plan.views or (node in plan.leftovers) == left
+        if mine and all(n in done for n in node.all_input_nodes):
+            group.append(node)
+            done.add(node)
+    return group

@@ -1,0 +1,114 @@
+"""What the GPU target says where it cannot run, and how it cuts graphs: no GPU needed."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install zoomc[gpu]")
+
+from zoomc.kernels.triton.device.decode import LOOKUP
+from zoomc.kernels.triton.gpu import GPUS
+from zoomc.targets.triton.leftovers import Leftovers
+from zoomc.targets.triton.plan import make_plan, schedule
+from zoomc.targets.triton.target import TritonTarget
+
+from zoomc import passes
+from zoomc.capture import capture
+from zoomc.errors import UnsupportedGpuError
+from zoomc.options import Options
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted")
+def test_without_a_gpu_it_says_so_before_anything_is_compiled():
+    with pytest.raises(UnsupportedGpuError, match=r'needs a GPU.*"target": "cpu"'):
+        TritonTarget(Options(target="triton"))
+    model = nn.Linear(4, 4).requires_grad_(False)
+    compiled = torch.compile(model, backend="zoomc", options={"target": "triton"})
+    with pytest.raises(Exception, match="needs a GPU"):
+        compiled(torch.randn(1, 4))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        y = self.first(torch.sort(x.sin())[0]) * t.cos()
+        return self.second(y.flatten(1, 2)) + t.exp()
+
+
+def graph():
+    args = [torch.randn(2, 3, 1, 8), torch.randn(1)]
+    program = capture(Model(), args, {})
+    passes.run(program.graph)
+    return program.graph, args
+
+
+def test_leftovers_form_as_few_groups_as_they_can():
+    gm, _ = graph()
+    plan = make_plan(gm, GPUS["sm_90"])
+    steps = schedule(gm, plan)
+    groups = [step for step in steps if isinstance(step, Leftovers)]
+    assert len(plan.kernels) == 2 and len(groups) == 3
+    nodes = [n for s in steps for n in (s.nodes if isinstance(s, Leftovers) else [s.node])]
+    assert len(nodes) == len(set(nodes))
+
+
+def test_a_group_computes_what_its_nodes_do():
+    gm, args = graph()
+    steps = schedule(gm, make_plan(gm, GPUS["sm_90"]))
+    group = next(step for step in steps if isinstance(step, Leftovers))
+    values = dict(zip(gm.graph.find_nodes(op="placeholder"), args, strict=True))
+    results = dict(zip(group.outputs, group.call(*(values[n] for n in group.inputs)), strict=True))
+    expected = {}
+    for node in group.nodes:
+        ready, keywords = torch.fx.map_arg((node.args, node.kwargs), (values | expected).get)
+        expected[node] = node.target(*ready, **keywords)
+    for node, result in results.items():
+        assert torch.equal(result, expected[node])
+
+
+def emulate(asm: str, registers: dict[str, int]) -> None:
+    """Run the few PTX instructions a lookup is made of."""
+
+    def value(operand: str) -> int:
+        return registers[operand] if operand in registers else int(operand, 0)
+
+    for line in re.findall(r"^\s*(\w[\w.]*)\s+([^;]+);", asm, re.MULTILINE):
+        name, operands = line[0], [o.strip() for o in line[1].split(",")]
+        if name == "and.b32":
+            result = value(operands[1]) & value(operands[2])
+        elif name == "or.b32":
+            result = value(operands[1]) | value(operands[2])
+        elif name == "shr.u32":
+            result = value(operands[1]) >> value(operands[2])
+        elif name == "prmt.b32":
+            eight = value(operands[1]) | value(operands[2]) << 32
+            picks = [value(operands[3]) >> 4 * i & 15 for i in range(4)]
+            assert max(picks) < 8, "a selector's top bit would replicate a sign"
+            result = sum((eight >> 8 * pick & 255) << 8 * i for i, pick in enumerate(picks))
+        else:
+            raise AssertionError(name)
+        registers[operands[0]] = result
+
+
+def test_the_byte_permute_looks_every_code_up():
+    table = torch.randint(-128, 128, (16,), generator=torch.Generator().manual_seed(0)).tolist()
+    words = [sum((v & 255) << 8 * i for i, v in enumerate(table[j : j + 4])) for j in (0, 4, 8, 12)]
+    asm = re.sub(r"\.reg[^;]*;", "", LOOKUP.value)
+    for shift in range(16):
+        codes = [(3 * i + shift) % 16 for i in range(8)]
+        packed = sum(code << 4 * i for i, code in enumerate(codes))
+        registers = {"$2": packed, **dict(zip(("$3", "$7", "$11", "$15"), words, strict=True))}
+        emulate(asm, registers)
+        low, high = ([registers[r] >> 8 * i & 255 for i in range(4)] for r in ("$0", "$1"))
+        assert low == [table[c] & 255 for c in codes[::2]]
+        assert high == [table[c] & 255 for c in codes[1::2]]
