@@ -91,6 +91,13 @@ def pass_seconds(nbytes: int, gpu: Gpu, launches: int = 1) -> float:
     return launches * LAUNCH + nbytes / rate
 
 
+def _longest(bits: int, gpu: Gpu) -> int:
+    """The longest block of ``k``: a group of codes, or half, where decoding takes registers."""
+    if bits != 4:
+        return 128
+    return 64 if gpu.permutes else 32
+
+
 def products(call: Call, name: str, gpu: Gpu, left: Left, order: Order) -> Iterator[Kernel]:
     """Ways to multiply ``left`` by a call's weights and finish its result.
 
@@ -121,7 +128,7 @@ def products(call: Call, name: str, gpu: Gpu, left: Left, order: Order) -> Itera
         w_bits=weights.bits,
         a_nbytes=left.nbytes,
         c_nbytes=call.out.nbytes + reads,
-        block_k=math.gcd(64 if weights.bits == 4 else 128, *order.depths),
+        block_k=math.gcd(_longest(weights.bits, gpu), *order.depths),
         work={"": 0, "rows": 4, "map": 3}[left.norm] + (9 if left.pre != "none" else 0),
         gathers=left.map is not None,
     )
