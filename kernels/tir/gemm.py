@@ -228,17 +228,17 @@ def plan(
     def traffic(blocks: int) -> float:
         """Bytes a worker reads from beyond its second-level cache.
 
-        Rows that are read again for every panel weigh four times, split ones twice: they come in
-        short pieces, which the hardware fetches ahead badly. A panel that is decoded weighs eight
-        times. The factors are measured.
+        Rows that are read again for every panel weigh four times, split ones twice, or one and a
+        half times if in slabs: they come in short pieces, which the hardware fetches ahead badly.
+        A panel that is decoded weighs four times. The factors are measured.
         """
         turns = -(-share // blocks)
         held = blocks * micro.block + (2 * rows.pitch if depth.runs > 1 else 0)
         a_held = held * row_bytes
         sums = 0 if single else blocks * micro.block * micro.columns * 4
-        again = -(-panels // workers[2]) * (4 if micro.planes == 1 else 2)
+        again = -(-panels // workers[2]) * (4 if micro.planes == 1 else 1.5 if layout.slab else 2)
         again = again if a_held + sums > (0.75 if near else 0.5) * isa.l2 else 1
-        b_read = b_bytes / workers[2] * (8 if micro.decoded else 1)
+        b_read = b_bytes / workers[2] * (4 if micro.decoded else 1)
         return turns * (a_held * again + b_read)
 
     blocks = min((-(-share // turns) for turns in range(1, min(share, 64) + 1)), key=traffic)
