@@ -46,6 +46,7 @@ class Contender:
         command = [
             *(python, str(WORKER), name),
             *("--model", arguments.model, "--dtype", arguments.dtype),
+            *("--weights", arguments.weights),
             *("--batch", str(arguments.batch), "--size", str(arguments.size)),
             *("--threads", str(arguments.threads), "--folder", folder),
         ]
@@ -103,11 +104,16 @@ def main() -> None:
         help="unet, unet_sd15, unet_sdxl, text_encoder, vae_encoder, vae_decoder",
     )
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--weights", default="keep", help="zoomc's own option: keep, int8, int4")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=0, help="latent side; 0 = the model's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peers", default="eager,inductor")
+    parser.add_argument(
+        "--peers",
+        default="eager,inductor",
+        help="any of eager, inductor, openvino, openvino_int8, openvino_int4",
+    )
     parser.add_argument("--openvino-python", default=sys.executable)
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()

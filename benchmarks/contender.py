@@ -22,7 +22,7 @@ def main() -> None:
     """Command line, see compare.py."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
-    for option in ("--model", "--dtype", "--folder"):
+    for option in ("--model", "--dtype", "--weights", "--folder"):
         parser.add_argument(option)
     for option in ("--batch", "--size", "--threads"):
         parser.add_argument(option, type=int)
@@ -43,7 +43,7 @@ def main() -> None:
     dtype = (
         torch.float32 if arguments.name == "reference" else getattr(torch, DTYPES[arguments.dtype])
     )
-    if arguments.name != "openvino":
+    if not arguments.name.startswith("openvino"):
         model.to(dtype)
     reset_peak()
     run, compile_seconds = CONTENDERS[arguments.name](model, args, kwargs, dtype, arguments)
@@ -121,14 +121,14 @@ def inductor(
 
 
 def zoomc(
-    model: Any, args: Any, kwargs: Any, dtype: Any, _: Any
+    model: Any, args: Any, kwargs: Any, dtype: Any, arguments: Any
 ) -> tuple[Callable[[], Any], float]:
     """zoomc on the same model in the same dtype."""
     import torch
 
     model.to(dtype)
     args, kwargs = cast(args, dtype), cast(kwargs, dtype)
-    options = {"weights": "keep", "fallback": "error"}
+    options = {"weights": arguments.weights, "fallback": "error"}
     return timed_first_call(torch.compile(model, backend="zoomc", options=options), args, kwargs)
 
 
@@ -140,7 +140,12 @@ def timed_first_call(compiled: Any, args: Any, kwargs: Any) -> tuple[Callable[[]
 
 
 def openvino(
-    model: Any, args: Any, kwargs: Any, dtype: Any, arguments: Any
+    model: Any,
+    args: Any,
+    kwargs: Any,
+    dtype: Any,
+    arguments: Any,
+    compress: Callable[[Any, list[Any]], Any] = lambda model, inputs: model,
 ) -> tuple[Callable[[], Any], float]:
     """OpenVINO from the fp32 model, the precision as a hint."""
     import openvino as ov
@@ -152,12 +157,39 @@ def openvino(
 
     start = time.perf_counter()
     shapes = [tuple(x.shape) for x in args]
-    converted = ov.convert_model(Plain(), example_input=args, input=shapes)
+    inputs = [x.numpy() for x in args]
+    converted = compress(ov.convert_model(Plain(), example_input=args, input=shapes), inputs)
     hint = {"fp32": "f32", "bf16": "bf16"}[arguments.dtype]
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": arguments.threads}
     request = ov.Core().compile_model(converted, "CPU", settings).create_infer_request()
-    inputs = [x.numpy() for x in args]
     return lambda: torch.from_numpy(request.infer(inputs)[0]), time.perf_counter() - start
+
+
+def openvino_int8(*inputs: Any) -> tuple[Callable[[], Any], float]:
+    """OpenVINO with weights and activations in 8 bits, calibrated on the input itself."""
+    import nncf
+
+    def compress(model: Any, example: list[Any]) -> Any:
+        return nncf.quantize(
+            model,
+            nncf.Dataset([example]),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=1,
+        )
+
+    return openvino(*inputs, compress=compress)
+
+
+def openvino_int4(*inputs: Any) -> tuple[Callable[[], Any], float]:
+    """OpenVINO with its linear layers' weights in 4 bits, the others in 8."""
+    import nncf
+
+    def compress(model: Any, _: list[Any]) -> Any:
+        return nncf.compress_weights(
+            model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=64, ratio=1.0
+        )
+
+    return openvino(*inputs, compress=compress)
 
 
 CONTENDERS = {
@@ -165,6 +197,8 @@ CONTENDERS = {
     "eager": eager,
     "inductor": inductor,
     "openvino": openvino,
+    "openvino_int8": openvino_int8,
+    "openvino_int4": openvino_int4,
     "zoomc": zoomc,
 }
 
