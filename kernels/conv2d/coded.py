@@ -104,7 +104,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         )
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
-    texts = [*convert.texts(isa), micro.text, *codes.texts(isa), *short.texts(isa)]
+    texts = [*convert.texts(isa), product.micro.text, *codes.texts(isa), *short.texts(isa)]
     return Kernel(
         name(call).replace("conv2d", f"conv2d_int{codes.bits}", 1),
         call_key(call, isa),
@@ -113,5 +113,5 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         call.out,
         (*scratch.values(), *work),
         flops=2 * call.out.numel * math.prod(weight.spec.shape[1:]),
-        notes={"micro": micro.name, "bits": codes.bits, **dataclasses.asdict(product.cut)},
+        notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.cut)},
     )

@@ -77,7 +77,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
         )
 
     specs = [*(o.spec for o in inputs.values()), call.out, *scratch.values(), *work]
-    texts = [*convert.texts(isa), micro.text, *codes.texts(isa), *quantise.lane_texts(isa)]
+    texts = [*convert.texts(isa), product.micro.text, *codes.texts(isa), *quantise.lane_texts(isa)]
     absorbed = [call["activation"]] if call["activation"] != "none" else []
     return Kernel(
         "_".join([f"linear_int{codes.bits}", *(["norm"] if call["norm"] else []), *absorbed]),
@@ -87,5 +87,5 @@ def linear(call: Call, isa: Isa) -> Kernel:
         call.out,
         (*scratch.values(), *work),
         flops=2 * count * columns * k,
-        notes={"micro": micro.name, "bits": codes.bits, **dataclasses.asdict(product.cut)},
+        notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.cut)},
     )

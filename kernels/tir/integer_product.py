@@ -19,7 +19,7 @@ from .codes import Codes
 from .gemm import Place, Rows, place
 from .isa import Isa
 from .kernel import TensorSpec
-from .micro_int8 import STEP, IntegerMicro
+from .micro_int8 import STEP, IntegerMicro, fetching
 from .quantise import Blocks
 
 Expr = Any
@@ -78,6 +78,7 @@ class IntegerProduct:
 
     Attributes:
         isa: the instruction path.
+        micro: the layout's, or a variant that fetches weights ahead.
         layout: of A.
         rows: which of A's rows stand for which output pixels.
         taps: element offsets of A's rows from the pixel an output stands at, one a tap.
@@ -86,6 +87,7 @@ class IntegerProduct:
     """
 
     isa: Isa
+    micro: IntegerMicro
     layout: Blocks
     rows: Rows
     taps: tuple[int, ...]
@@ -98,7 +100,8 @@ class IntegerProduct:
     ) -> IntegerProduct:
         """The product with a cut of its own."""
         chosen = cut(isa, layout.micro, rows, codes.steps, len(taps), codes)
-        return cls(isa, layout, rows, taps, codes, chosen)
+        micro = fetching(layout.micro, codes.step_bytes, chosen.blocks)
+        return cls(isa, micro, layout, rows, taps, codes, chosen)
 
     @property
     def _single(self) -> bool:
@@ -107,11 +110,11 @@ class IntegerProduct:
     @property
     def _sums(self) -> int:
         held = 1 if self._single else self.cut.blocks
-        return held * self.layout.micro.block * self.layout.micro.columns
+        return held * self.micro.block * self.micro.columns
 
     @property
     def _room(self) -> int:
-        return self.cut.chunk * STEP * self.layout.micro.columns if self.codes.bits < 8 else 0
+        return self.cut.chunk * STEP * self.micro.columns if self.codes.bits < 8 else 0
 
     def scratch(self) -> tuple[TensorSpec, ...]:
         """Workspace: accumulators, the steps' offsets, room for a decoded chunk where needed."""
@@ -142,7 +145,7 @@ class IntegerProduct:
             finish: ``finish(place, panel, sums, at)`` stores a group's finished sums, which are
                 at element ``at``, a row ``columns`` apart.
         """
-        micro, codes, plan = self.layout.micro, self.codes, self.cut
+        micro, codes, plan = self.micro, self.codes, self.cut
         groups = self.rows.groups(micro.rows)
         total = -(-groups // micro.groups)
         steps, taps = codes.steps, len(self.taps)
@@ -156,7 +159,7 @@ class IntegerProduct:
                 T.buffer_store(offsets, where, [block * taps + tap])
 
         def multiply(
-            at: Expr, index: Expr, first: Expr, source: Expr, n: Expr, later: Expr
+            at: Expr, index: Expr, first: Expr, source: Expr, n: Expr, later: Expr, soon: Expr
         ) -> None:
             addresses = []
             for g in range(micro.groups):
@@ -166,7 +169,7 @@ class IntegerProduct:
                 row = place(self.rows, micro.rows, T.bind(number)).row
                 addresses.append(T.address_of(a[row * STEP]))
             start = T.address_of(offsets[first])
-            micro.multiply(addresses, start, source, n, T.address_of(sums[at]), later)
+            micro.multiply(addresses, start, source, n, T.address_of(sums[at]), later, soon)
 
         def done(index: Expr, panel: Expr, at: Expr) -> None:
             with T.serial(micro.groups) as g:
@@ -182,18 +185,23 @@ class IntegerProduct:
             first = T.bind(piece * plan.chunk)
             ragged = steps % plan.chunk
             n = T.bind(T.min(plan.chunk, steps - first)) if ragged else plan.chunk
+            begin = T.bind(panel * codes.panel_bytes + first * codes.step_bytes)
             if codes.bits < 8:
                 room, at = scratch[2], worker * self._room
                 codes.decode(self.isa, panels, table, panel, first, n, room, at)
                 source = T.address_of(room[at])
             else:
-                start = panel * codes.panel_bytes + first * (STEP * micro.columns)
-                source = T.address_of(panels[start])
+                source = T.address_of(panels[begin])
             later = 0 if self._single else T.bind(T.Cast("int32", first > 0))
             with T.serial(base, limit) as index:
                 spot = 0 if self._single else (index - base) * size
                 at = T.bind(worker * self._sums + spot)
-                multiply(at, index, first, source, n, later)
+                soon = None
+                if micro.ahead:
+                    # Every block fetches its part of the next chunk, which follows in memory.
+                    part = (index - base) * (plan.chunk * micro.ahead * 64)
+                    soon = T.address_of(panels[begin + n * codes.step_bytes + part])
+                multiply(at, index, first, source, n, later, soon)
                 if pieces == 1:
                     done(index, panel, at)
                 else:

@@ -7,7 +7,7 @@ taps of a map, and the rows of a step are neighbours in memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -44,7 +44,14 @@ class IntegerMicro(Micro):
         return STEP * (2 if self.a == "int16" else 1)
 
     def multiply(
-        self, a: list[Expr], offsets: Expr, panel: Expr, steps: Expr, c: Expr, accumulate: Expr
+        self,
+        a: list[Expr],
+        offsets: Expr,
+        panel: Expr,
+        steps: Expr,
+        c: Expr,
+        accumulate: Expr,
+        soon: Expr = None,
     ) -> None:
         """Emit one call.
 
@@ -55,8 +62,10 @@ class IntegerMicro(Micro):
             steps: how many, at least one.
             c: address of the int32 result, ``[block][columns]``.
             accumulate: int32; zero overwrites C, else it is added to.
+            soon: address from which to fetch ahead; needed where ``ahead`` is not zero.
         """
         args = [*a, offsets, panel, T.Cast("int64", steps), c, accumulate]
+        args += [soon] if self.ahead else []
         T.evaluate(T.call_extern("void", self.name, *args))
 
 
@@ -81,14 +90,38 @@ def micro(isa: Isa) -> IntegerMicro:
     )
 
 
+def fetching(micro: IntegerMicro, step_bytes: int, blocks: int) -> IntegerMicro:
+    """The variant that fetches the next chunk of weights while ``blocks`` blocks use this one.
+
+    Only tiles are so fast that the hardware's own prefetching falls behind.
+    """
+    lines = -(-step_bytes // 64)
+    if not micro.tiles or 2 * blocks > lines:
+        return micro
+    ahead = -(-lines // blocks)
+    text = _tiles(ahead)
+    return replace(micro, name=text.name, text=text.ir, ahead=ahead)
+
+
 @cache
-def _tiles() -> Text:
-    """Two groups of 16 rows by 32 columns, on AMX tiles."""
-    name = "zoomc_tiles_int8"
+def _tiles(ahead: int = 0) -> Text:
+    """Two groups of 16 rows by 32 columns, on AMX tiles.
+
+    Each step fetches ``ahead`` lines from a last argument on.
+    """
+    name = f"zoomc_tiles_int8_{ahead}" if ahead else "zoomc_tiles_int8"
+    soon = ", ptr %soon" if ahead else ""
+    fetch = [f"  %so = mul nuw nsw i64 %k, {ahead * 64}"] if ahead else []
+    for i in range(ahead):
+        fetch += [
+            f"  %q{i} = getelementptr i8, ptr %soon, i64 %so",
+            f"  %r{i} = getelementptr i8, ptr %q{i}, i64 {i * 64}",
+            f"  call void @llvm.prefetch.p0(ptr %r{i}, i32 0, i32 2, i32 1)",
+        ]
     quarters = [(t, (t // 2) * 16 * 128 + (t % 2) * 64) for t in range(4)]
     lines = [
-        f"define void @{name}(ptr %a0, ptr %a1, ptr %offsets, ptr %b, i64 %n, ptr %c, i32 %add)"
-        " #0 {",
+        f"define void @{name}(ptr %a0, ptr %a1, ptr %offsets, ptr %b, i64 %n, ptr %c, i32 %add"
+        f"{soon}) #0 {{",
         "entry:",
         *(f"  %c{t} = getelementptr i8, ptr %c, i64 {offset}" for t, offset in quarters),
         "  %fresh = icmp eq i32 %add, 0",
@@ -114,6 +147,7 @@ def _tiles() -> Text:
         load_tile(7, "%pb1", "128"),
         load_tile(5, "%pa1", "64"),
         *products("tdpbssd"),
+        *fetch,
         "  %k1 = add nuw nsw i64 %k, 1",
         "  %end = icmp eq i64 %k1, %n",
         "  br i1 %end, label %done, label %loop, !llvm.loop !0",
