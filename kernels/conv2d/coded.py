@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from ..tir import coded, convert, short
+from ..tir import coded, convert, quantise, short
 from ..tir.codes import Codes
 from ..tir.epilogue import Epilogue, IntegerSums
 from ..tir.integer_product import IntegerProduct
@@ -105,6 +105,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
     texts = [*convert.texts(isa), product.micro.text, *codes.texts(isa), *short.texts(isa)]
+    texts += quantise.lane_texts(isa)
     return Kernel(
         name(call).replace("conv2d", f"conv2d_int{codes.bits}", 1),
         call_key(call, isa),

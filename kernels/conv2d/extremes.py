@@ -17,7 +17,7 @@ from ..tir.isa import Isa
 from ..tir.kernel import TensorSpec
 from ..tir.memory import load, splat
 from ..tir.normalise import each
-from ..tir.quantise import Largest, extent, magnitude, scale_of
+from ..tir.quantise import Largest, Sum, extent, magnitude, scale_of, sweep
 
 Expr = Any
 Buffer = Any
@@ -103,16 +103,27 @@ def of_inputs(
     activation: str,
 ) -> None:
     """Emit the scales from the inputs themselves."""
+    plain = activation == "none"  # the largest magnitude is all that counts
     with T.parallel(images * height) as task:
-        found = _Range(isa.lanes)
+        found = None if plain else _Range(isa.lanes)
+        most = Sum(isa, "int32")
         for buffer, count in zip(inputs, channels, strict=True):
-            size = width * count
+            start = T.bind(task * (width * count))
 
-            def one(i: Expr, n: int, buffer: Buffer = buffer, size: int = size) -> None:
-                found.add(load(buffer, [task * size + i], n), n)
+            def one(
+                i: Expr, n: int, part: int, buffer: Buffer = buffer, start: Expr = start
+            ) -> None:
+                value = T.bind(load(buffer, [start + i], n))
+                most.add(magnitude(value, n), n, part)
+                if found:
+                    found.add(value, n)
 
-            each(size, isa.lanes, one)
-        low, high, key = found.result()
+            sweep(width * count, isa.lanes, one)
+        key = most.result()
+        high = T.bind(T.reinterpret("float32", key))
+        low = high
+        if found:
+            low, high, _ = found.result()
         T.buffer_store(named["lows"], low, [task])
         T.buffer_store(named["highs"], high, [task])
         T.buffer_store(named["keys"], key, [task])
