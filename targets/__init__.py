@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _TARGETS: dict[str, tuple[str, str]] = {
     "cpu": ("zoomc.targets.tvm.cpu", "CpuTarget"),
     "triton": ("zoomc.targets.triton.target", "TritonTarget"),
+    "npu": ("zoomc.targets.tvm.npu.target", "NpuTarget"),
 }
 
 #: device type → target, for ``target="auto"``.

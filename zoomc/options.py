@@ -73,6 +73,12 @@ def _fraction(name: str, value: Any) -> Any:
     return number
 
 
+def _name(name: str, value: Any) -> Any:
+    if isinstance(value, (str, os.PathLike)) and os.fspath(value):
+        return os.fspath(value)
+    raise OptionValueError(name, value, "a name or a path")
+
+
 def _path(name: str, value: Any) -> Any:
     if value is None or isinstance(value, (str, os.PathLike)):
         return os.fspath(value) if value else None
@@ -94,7 +100,7 @@ class Options:
         OptionValueError: for a value an option cannot take, with those it can.
     """
 
-    target: str = _option("auto", _choice("auto", "cpu", "triton"), "machine to compile for")
+    target: str = _option("auto", _choice("auto", "cpu", "triton", "npu"), "machine to compile for")
     weights: str = _option(
         "keep",
         _encoding,
@@ -116,6 +122,11 @@ class Options:
         "auto",
         _choice("auto", "amx", "avx512_bf16", "avx512", "avx2", "portable"),
         "instruction-set path of the CPU target",
+    )
+    npu: str = _option(
+        "mobile",
+        _name,
+        "machine of the NPU target: eyeriss, mobile, systolic, or the path of a TOML file",
     )
     threads: int = _option(
         0, _integer(0, 1024), "worker threads; 0 = as many as torch.get_num_threads()"

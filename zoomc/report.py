@@ -127,6 +127,7 @@ def _graph(record: Record) -> dict[str, Any]:
         "layers": layers,
         "encoding_error": measured,
         "activation_bytes": report.get("activation_bytes", 0),
+        "npu": report.get("npu"),
         "seconds": stages,
     }
 
@@ -145,7 +146,30 @@ def _summary(graph: Mapping[str, Any]) -> list[str]:
     lines += [f"    {count:5d}  {rule}" for rule, count in graph["fusions"].items()] or ["    none"]
     lines.append(f"  fallbacks    {len(graph['fallbacks']) or 'none'}")
     lines += [f"    {f['node']} ({f['operator']}): {f['reason']}" for f in graph["fallbacks"]]
-    return lines + _encoding_lines(graph)
+    return lines + _encoding_lines(graph) + _npu_lines(graph)
+
+
+def _npu_lines(graph: Mapping[str, Any]) -> list[str]:
+    """What runs on the NPU, what it moved beside the prediction, and what stays on the CPU."""
+    npu = graph["npu"]
+    if npu is None:
+        return []
+    layers = npu["layers"]
+    lines = [
+        f"  npu          {npu['machine']}: {len(layers)} layers,"
+        f" {sum(layer['bytes'] for layer in layers) / 1e6:.3f} MB predicted,"
+        f" {sum(layer['bound_bytes'] for layer in layers) / 1e6:.3f} MB the least possible"
+    ]
+    counted = [layer["counted"] for layer in layers if "counted" in layer]
+    if counted:
+        joules = sum(sum(c["nanojoules"].values()) for c in counted)
+        lines.append(
+            f"    simulated  {sum(c['bytes'] for c in counted) / 1e6:.3f} MB moved,"
+            f" {sum(c['nanoseconds'] for c in counted) / 1e6:.3f} ms, {joules / 1e6:.3f} mJ"
+        )
+    reasons = Counter(row["reason"] for row in npu["on_cpu"])
+    lines += [f"    {count:5d}  on the CPU: {reason}" for reason, count in reasons.most_common()]
+    return lines
 
 
 def _encoding_lines(graph: Mapping[str, Any]) -> list[str]:

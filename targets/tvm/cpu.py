@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -14,6 +14,9 @@ from ...kernels.tir.kernel import Kernel, Unsupported, lower
 from ..constants import Constants
 from ..errors import FallbackError, MissingDependencyError, UnsupportedCpuError
 from ..stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 class CpuTarget:
@@ -73,6 +76,10 @@ class CpuTarget:
             return f"its lowering failed: {type(error).__name__}: {error}"
         return None
 
+    def offload(self, gm: fx.GraphModule, plan: Plan) -> dict[str, Any]:
+        """Move nodes of a plan to another machine; returns what to report of it. None here."""
+        return {}
+
     def compile(self, gm: fx.GraphModule, constants: Constants) -> Any:
         """Plan, generate, build and bind ``gm``.
 
@@ -94,6 +101,7 @@ class CpuTarget:
 
         clock = Stopwatch()
         plan = make_plan(gm, self.isa)
+        extra = self.offload(gm, plan)
         if plan.fallbacks and self._options.fallback == "error":
             node, reason = next(iter(plan.fallbacks.items()))
             raise FallbackError(
@@ -139,6 +147,7 @@ class CpuTarget:
             ],
             "segments": len(segments),
             "activation_bytes": sum(k.activation_nbytes for k in plan.kernels.values()),
+            **extra,
         }
         executable = GraphExecutable(gm, plan, steps, compiled, code, constants, report)
         executable.bind()

@@ -35,9 +35,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @dataclass
 class EagerStep:
-    """A node the target could not lower."""
+    """A node that runs by itself: in eager, unless a subclass knows better."""
 
     node: fx.Node
+
+    def run(self, args: Any, kwargs: Any) -> Any:
+        """The node's value for its arguments' values."""
+        return self.node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 class GraphExecutable:
@@ -150,7 +154,7 @@ class GraphExecutable:
             else:
                 args, kwargs = fx.map_arg((step.node.args, step.node.kwargs), value)
                 with torch.no_grad():
-                    values[step.node] = step.node.target(*args, **kwargs)  # type: ignore[operator]
+                    values[step.node] = step.run(args, kwargs)
             for node in self._last_use[index]:
                 values.pop(node, None)
         return unaliased([value(node) for node in self._outputs], inputs)

@@ -32,7 +32,7 @@ def partition(gm: fx.GraphModule, plan: Plan) -> list[Segment | EagerStep]:
         for node in waiting:
             if not all(n in done for n in node.all_input_nodes):
                 rest.append(node)
-            elif node in plan.fallbacks:
+            elif node in plan.fallbacks or node in plan.elsewhere:
                 eager.append(node)
             else:
                 compiled.append(node)
@@ -45,7 +45,9 @@ def partition(gm: fx.GraphModule, plan: Plan) -> list[Segment | EagerStep]:
             done |= set(eager)
         waiting = rest
     return [
-        EagerStep(group) if isinstance(group, fx.Node) else _segment(f"segment{i}", group, plan, gm)
+        plan.elsewhere.get(group) or EagerStep(group)
+        if isinstance(group, fx.Node)
+        else _segment(f"segment{i}", group, plan, gm)
         for i, group in enumerate(groups)
     ]
 

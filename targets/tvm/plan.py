@@ -44,12 +44,14 @@ class Plan:
         kernels: node → its kernel.
         views: node → the node whose memory it shares.
         fallbacks: node → why the target cannot lower it.
+    elsewhere: node → the step that runs it on another machine.
     """
 
     constant: set[fx.Node]
     kernels: dict[fx.Node, Kernel] = field(default_factory=dict)
     views: dict[fx.Node, fx.Node] = field(default_factory=dict)
     fallbacks: dict[fx.Node, str] = field(default_factory=dict)
+    elsewhere: dict[fx.Node, Any] = field(default_factory=dict)
 
 
 def make_plan(gm: fx.GraphModule, isa: Isa) -> Plan:

@@ -1,0 +1,129 @@
+"""The NPU target: coded convolutions and linears on the machine, everything else on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ....kernels.tir.kernel import Unsupported
+from ...errors import CapacityError
+from ..cpu import CpuTarget
+from ..executable import EagerStep
+from ..plan import Plan, arguments, op_name
+from . import host
+from .machine import load
+from .program import Job, Program, generate
+from .tensors import Shapes, job_of, renamed, result, tensors, weight_bytes
+
+#: Operators that the machine knows; of other nodes nothing is said.
+OPERATORS = frozenset({"zoomc::conv2d", "zoomc::linear"})
+
+#: Arguments that must be known when a program is written.
+_CONSTANT = ("weight", "table", "group_scale", "channel_scale")
+
+
+class NpuTarget(CpuTarget):
+    """Compile for a simulated NPU, with this machine's CPU as its host.
+
+    What comes before a product (norm, activation, quantisation) runs on the host in torch, as the
+    operator's reference does it.
+
+    Raises:
+        MachineError: the machine's description is wrong, or there is none of that name.
+    """
+
+    name = "npu"
+
+    def __init__(self, options: Any) -> None:
+        """``options`` is the compiler's options dataclass (npu, and those of the CPU target)."""
+        self.machine = load(options.npu)
+        super().__init__(options)
+
+    def offload(self, gm: fx.GraphModule, plan: Plan) -> dict[str, Any]:
+        """Give the machine every layer it can run."""
+        programs: dict[Job, Program] = {}
+        kept: dict[str, str] = {}
+        layers: list[dict[str, Any]] = []
+        for node in gm.graph.nodes:
+            if node.op != "call_function" or node in plan.constant:
+                continue
+            op = op_name(node.target)
+            if op not in OPERATORS:
+                continue
+            try:
+                program = self._program(node, op, plan, programs)
+            except (Unsupported, CapacityError) as reason:
+                kept[node.name] = str(reason)
+                continue
+            plan.kernels.pop(node, None)
+            plan.fallbacks.pop(node, None)
+            row = {"node": node.name, **program.plan.to_dict(), "layer": node.name}
+            row["commands"] = len(program.commands)
+            layers.append(row)
+            plan.elsewhere[node] = NpuStep(node, program, op, row)
+        return {
+            "npu": {
+                "machine": self.machine.name,
+                "layers": layers,
+                "on_cpu": [{"node": name, "reason": reason} for name, reason in kept.items()],
+            }
+        }
+
+    def _program(self, node: fx.Node, op: str, plan: Plan, programs: dict[Job, Program]) -> Program:
+        values = arguments(node)
+        for name in _CONSTANT:
+            value = values.get(name)
+            if isinstance(value, fx.Node) and value not in plan.constant:
+                raise Unsupported(f"its {name} is computed, not a constant")
+        shapes = Shapes(op, fx.map_arg(values, lambda n: n.meta["val"]), node.meta["val"])
+        job = renamed(job_of(node.name, shapes), "")
+        if job not in programs:
+            programs[job] = generate(job, self.machine)
+        return programs[job]
+
+
+@dataclass
+class NpuStep(EagerStep):
+    """A layer on the machine: host work, then its program.
+
+    Attributes:
+        program: what runs.
+        op: the operator's name.
+        report: the layer's row in the report; what a run counted is written there.
+    """
+
+    program: Program
+    op: str
+    report: dict[str, Any]
+    _packed: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
+
+    def run(self, args: Any, kwargs: Any) -> torch.Tensor:
+        """Quantise, write to far memory, run, read the result."""
+        values = self._bound(args, kwargs)
+        weight = values["weight"]
+        if self._packed is None or self._packed[0] is not weight:
+            self._packed = (weight, weight_bytes(self.program, values))
+        data, counts = host.run(
+            self.program, tensors(self.program, self.op, values, self._packed[1])
+        )
+        assert data is not None
+        self.report["counted"] = {
+            "bytes": counts.bytes,
+            "nanoseconds": counts.nanoseconds,
+            "nanojoules": dict(counts.energy),
+            "row_hits": counts.hits,
+            "rows_opened": counts.misses + counts.conflicts,
+            "bank_conflicts": counts.bank_conflicts,
+            "macs": counts.macs,
+        }
+        return result(self.program, data, self.node.meta["val"].shape)
+
+    def _bound(self, args: Any, kwargs: Any) -> Mapping[str, Any]:
+        """Arguments by schema name, defaults filled in."""
+        schema = self.node.target._schema.arguments  # type: ignore[union-attr]
+        bound = {a.name: a.default_value for a in schema if a.has_default_value()}
+        return bound | dict(zip((a.name for a in schema), args, strict=False)) | dict(kwargs)
