@@ -54,7 +54,7 @@ def fit(
         candidate = by_node[node]
         kept = call(weight, {})
         own[candidate] = [
-            relative_error(call(*weights.coded(node, weight, rung)), kept)
+            relative_error(call(*weights.coded(candidate, weight, rung)), kept)
             if rung != Encoding("keep")
             else 0.0
             for rung in candidate.ladder
@@ -70,7 +70,7 @@ def fit(
 
             def run(node: fx.Node, weight: torch.Tensor, call: Call) -> torch.Tensor:
                 candidate = by_node[node]
-                return call(*weights.coded(node, weight, candidate.encoding))
+                return call(*weights.coded(candidate, weight, candidate.encoding))
 
             found = _Layers(gm, set(by_node), run).outputs(inputs)
             return max(map(relative_error, found, wanted), default=0.0)
@@ -125,13 +125,13 @@ class _Weights:
     def __init__(self) -> None:
         self._known: dict[tuple[fx.Node, str], Weight] = {}
 
-    def coded(self, node: fx.Node, weight: torch.Tensor, encoding: Encoding) -> Weight:
+    def coded(self, candidate: Candidate, weight: torch.Tensor, encoding: Encoding) -> Weight:
         """The arguments of a layer on its weight in an encoding."""
         if encoding.kind == "keep":
             return (prune(weight, encoding.pruning) if encoding.pruning else weight), {}
-        key = node.args[1], str(encoding)
+        key = candidate.node.args[1], str(encoding)
         if key not in self._known:
-            coded = encode(weight, encoding)
+            coded = encode(weight, encoding, gram=candidate.gram if encoding.table else None)
             extra: dict[str, Any] = {"channel_scale": coded.channel_scale}
             if encoding.table:
                 extra |= {"table": coded.table, "group_scale": coded.group_scale}

@@ -26,7 +26,8 @@ class Context:
         weights: how weights are stored, as :class:`zoomc.kernels.weights.Encoding` spells it.
         max_error: relative error of the outputs (2-norm, the worst of them) on ``inputs`` that
             the encoding may cause; None means any.
-        inputs: one tensor for each placeholder; needed for ``max_error`` only.
+        calibrate: choose codes by the activations that ``inputs`` cause.
+        inputs: one tensor for each placeholder; needed for ``max_error`` and ``calibrate`` only.
         refuses: why the target cannot run a node, given which of its inputs are constant; None
             if it can.
         fuel: how many rewrites may still happen; None means no limit. Counted down, so a wrong
@@ -39,6 +40,7 @@ class Context:
     dtype: torch.dtype | None = None
     weights: str = "keep"
     max_error: float | None = None
+    calibrate: bool = False
     inputs: Sequence[torch.Tensor] = ()
     refuses: Refuses = _runs_everything
     fuel: int | None = None

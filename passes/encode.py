@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from zoomc.kernels.integer import LONGEST
 from zoomc.kernels.weights import Encoding
 from zoomc.kernels.weights.coded import stored_bits
@@ -22,7 +23,19 @@ from zoomc.kernels.weights.op import ENCODE, PRUNE
 from .constants import is_constant
 from .context import Context, Layer, PassRecord
 from .ops import CONV2D, LINEAR
-from .rewrite import Call, Editor, Op, Value, arguments, build, call, dtype, is_call, shape
+from .rewrite import (
+    Call,
+    Editor,
+    Op,
+    Value,
+    arguments,
+    build,
+    call,
+    dtype,
+    fake_mode,
+    is_call,
+    shape,
+)
 from .stored import Stored, stored
 
 KEEP = Encoding("keep")
@@ -48,6 +61,7 @@ class Candidate:
         level: the rung taken.
         error: the layer's own error on that rung, where measured.
         stored: the codes the model stores the weight in, if it does.
+        gram: second moments of what the layer reads, where codes are chosen by them.
     """
 
     node: fx.Node
@@ -56,6 +70,7 @@ class Candidate:
     level: int = 0
     error: float | None = None
     stored: Stored | None = None
+    gram: torch.Tensor | None = None
 
     @property
     def encoding(self) -> Encoding:
@@ -82,6 +97,8 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
     editor = Editor(gm)
     for candidate in candidates:
         _refuse(candidate, editor, context)
+    if context.calibrate:
+        _calibrate(gm, candidates, context)
     if context.max_error is not None:
         from .budget import fit
 
@@ -106,7 +123,8 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
                 return
             key = weight, str(encoding)
             if key not in coded:
-                coded[key] = _coded(candidate, encoding)
+                gram = _attribute(gm, candidate, node) if encoding.table else None
+                coded[key] = _coded(candidate, encoding, gram)
             new = editor.insert(_with(node, coded[key]), node, memo)
             node.replace_all_uses_with(new)
             editor.erase_dead(node)
@@ -114,6 +132,15 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
             kind = "conv2d" if is_call(new, CONV2D) else "linear"
             record.hit(f"{kind}(x, w) => {kind}(x, {encoding} of w)")
         record.layers.append(layer)
+
+
+def _calibrate(gm: fx.GraphModule, candidates: list[Candidate], context: Context) -> None:
+    """Look at what each layer reads that may take codes of a table."""
+    from .calibrate import grams
+
+    asking = {c.node: c for c in candidates if c.stored is None and c.ladder[0].table}
+    for node, gram in grams(gm, asking, context.inputs).items():
+        asking[node].gram = gram
 
 
 def find(gm: fx.GraphModule, asked: Encoding) -> list[Candidate]:
@@ -199,7 +226,22 @@ def constant_nodes_of(node: fx.Node) -> set[fx.Node]:
     return {n for n in node.all_input_nodes if is_constant(n)}
 
 
-def _coded(candidate: Candidate, encoding: Encoding) -> dict[str, Value]:
+def _attribute(gm: fx.GraphModule, candidate: Candidate, before: fx.Node) -> fx.Node | None:
+    """The candidate's second moments as a constant of the graph."""
+    if candidate.gram is None:
+        return None
+    name = f"gram_of_{candidate.node.name}"
+    gm.register_buffer(name, candidate.gram, persistent=False)
+    with gm.graph.inserting_before(before):
+        node = gm.graph.get_attr(name)
+    mode, value = fake_mode(gm), candidate.gram
+    node.meta["val"] = mode.from_tensor(value) if isinstance(mode, FakeTensorMode) else value
+    return node
+
+
+def _coded(
+    candidate: Candidate, encoding: Encoding, gram: fx.Node | None = None
+) -> dict[str, Value]:
     """The arguments by which a layer takes its weight in an encoding."""
     weight, found = cast("fx.Node", candidate.node.args[1]), candidate.stored
     if found is not None:
@@ -209,7 +251,7 @@ def _coded(candidate: Candidate, encoding: Encoding) -> dict[str, Value]:
         return values
     if encoding.kind == "keep":
         return {"weight": call(PRUNE, weight, str(encoding))}
-    coded = call(ENCODE, weight, str(encoding))
+    coded = call(ENCODE, weight, str(encoding), *([] if gram is None else [gram]))
     parts = [Call(_GETITEM, (coded, i)) for i in range(4)]
     values = {"weight": parts[0], "channel_scale": parts[3]}
     if encoding.table:

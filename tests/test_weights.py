@@ -81,6 +81,13 @@ def test_a_layer_is_encoded_once_and_nothing_is_kept_of_it(block, monkeypatch):
     assert records[0].executable._constants._several is None
 
 
+def test_calibrated_codes_go_through_the_compiler(block):
+    model, x = block
+    got = compiled(model, weights="int4", calibrate=True, fallback="error")(x)
+    plain = compiled(model, weights="int4")(x)
+    assert not torch.equal(got, plain) and error(got, model(x)) < 0.1
+
+
 def test_changed_weights_are_encoded_again(block):
     model, x = block
     fast = compiled(model, weights="int4")

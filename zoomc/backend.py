@@ -153,6 +153,7 @@ class CompiledGraph:
                 dtype=target.compute_dtype(_DTYPES[options.dtype], program.graph),
                 weights=options.weights,
                 max_error=options.max_error,
+                calibrate=options.calibrate,
                 inputs=[args[i] for i in program.inputs],
                 refuses=target.refuses,
                 fuel=None if options.fuel < 0 else options.fuel,

@@ -113,6 +113,12 @@ class Options:
         "relative error of the outputs that weights may cause: layers take more bits until the"
         " error measured on the first call's inputs is within it",
     )
+    calibrate: bool = _option(
+        False,
+        _flag,
+        "choose 2- to 8-bit codes of a table by the activations of the first call's inputs: less"
+        " error, a longer compilation",
+    )
     dtype: str = _option(
         "model",
         _choice("model", "fp32", "bf16", "fp16"),

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..integer import GROUP
 from .coded import Coded
+from .compensate import compensated_codes, inverse_factor
 from .encoding import Encoding, NonFiniteWeightError
 from .fit import fit_table
 from .pruning import prune
@@ -27,7 +28,10 @@ _SAMPLE = 1 << 16
 
 @torch.no_grad()
 def encode(
-    weight: torch.Tensor, encoding: Encoding, importance: torch.Tensor | None = None
+    weight: torch.Tensor,
+    encoding: Encoding,
+    importance: torch.Tensor | None = None,
+    gram: torch.Tensor | None = None,
 ) -> Coded:
     """Encode a weight.
 
@@ -36,6 +40,11 @@ def encode(
         encoding: any that has codes (not ``keep``).
         importance: of each input channel's error, ``(K,)`` or ``(I,)``, such as the mean square
             of its activations; None weighs all alike.
+        gram: second moments of the input channels within each group of 64, fp32
+            ``(ceil(I / 64), 64, 64)``. Codes of a table are then chosen one channel after the
+            other, and the error of each is made good by those that follow, as far as their
+            activations go together (Frantar et al., GPTQ, ICLR 2023). The diagonal is the
+            importance where none is given.
 
     Returns:
         the codes in the weight's own shape; see :class:`Coded`.
@@ -45,11 +54,14 @@ def encode(
     """
     if encoding.pruning:
         weight = prune(weight, encoding.pruning)
+    if gram is not None and importance is None:
+        importance = gram.diagonal(dim1=1, dim2=2).reshape(-1)[: weight.shape[1]].clone()
     if encoding.kind == "int8":
         return _encode_values(weight, importance)
     taps = weight.reshape(*weight.shape[:2], -1)
     if importance is not None:
         importance = _grouped(importance.float().view(1, -1, 1))
+    inverse = None if gram is None or encoding.pruning else inverse_factor(gram)
     table = UNIFORM
     if encoding.kind == "shared":
         table = fit_table(
@@ -61,7 +73,7 @@ def encode(
     channel_scale = torch.empty(out)
     for rows in _row_blocks(taps):
         x = _grouped(taps[rows])
-        code, scale, channel = _encode_block(x, table, importance)
+        code, scale, channel = _encode_block(x, table, importance, inverse)
         codes[rows] = code.permute(1, 2, 0, 3).reshape(len(code[0]), -1, runs)[:, :channels]
         group_scale[rows], channel_scale[rows] = scale, channel
     shape = (out, group_scale.shape[1], *weight.shape[2:])
@@ -69,12 +81,18 @@ def encode(
 
 
 def _encode_block(
-    x: torch.Tensor, table: Table, importance: torch.Tensor | None
+    x: torch.Tensor,
+    table: Table,
+    importance: torch.Tensor | None,
+    inverse: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, group scales and channel scales of a block ``(64, O, G, taps)``."""
     largest = _divisor(torch.maximum(x.amax(dim=0), -x.amin(dim=0)).amax(dim=(1, 2), keepdim=True))
     x = x / largest  # squares of very large and very small weights stay in range
     group_scale, channel_scale = choose_scales(x, table, importance)
+    if inverse is not None:
+        codes = compensated_codes(x, group_scale * channel_scale, table, inverse)
+        return codes, group_scale.to(torch.int8), (channel_scale * largest).flatten()
     codes = codes_of(x, group_scale * channel_scale, table)
     channel_scale = refit(x, codes, table, group_scale, channel_scale, importance)
     return codes, group_scale.to(torch.int8), (channel_scale * largest).flatten()

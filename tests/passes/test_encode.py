@@ -217,3 +217,54 @@ def test_the_budget_of_a_whole_unet():
     found = encodings(record)
     assert found["int4"] > 5 and found["int8"] > 12
     assert all(layer.error is not None for layer in record.layers)
+
+
+class Norms(nn.Module):
+    """A norm and SiLU before a convolution, and before a linear: what a product reads is not x."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(8, 64, 1)
+        self.norm = nn.GroupNorm(8, 64)
+        self.conv = nn.Conv2d(64, 96, 3, padding=1)
+        self.layer_norm = nn.LayerNorm(96)
+        self.linear = nn.Linear(96, 64)
+
+    def forward(self, x):
+        x = self.conv(nn.functional.silu(self.norm(self.first(x))))
+        return self.linear(self.layer_norm(x.flatten(2).mT))
+
+
+def test_moments_are_those_of_what_the_product_reads():
+    from zoomc.passes.calibrate import grams
+
+    module, x = Norms().eval().requires_grad_(False), torch.randn(2, 8, 6, 6)
+    gm, inputs = captured(module, (x,))
+    run(gm)
+    layers = [n for n in gm.graph.nodes if n.target in (CONV2D, LINEAR)]
+    found = grams(gm, layers, inputs)
+    h = nn.functional.silu(module.norm(module.first(x)))
+    rows = h.movedim(1, -1).reshape(-1, 64)
+    torch.testing.assert_close(found[layers[1]][0], rows.t() @ rows / len(rows))
+    h = module.layer_norm(module.conv(h).flatten(2).mT).reshape(-1, 96)
+    assert found[layers[2]].shape == (2, 64, 64)
+    torch.testing.assert_close(
+        found[layers[2]][0], h[:, :64].t() @ h[:, :64] / len(h), rtol=1e-4, atol=1e-5
+    )
+    assert (found[layers[2]][1, 32:] == 0).all()
+
+
+def test_calibration_loses_less():
+    x = (torch.randn(2, 8, 16, 16),)
+    lost = {}
+    for calibrate in (False, True):
+        gm, inputs, want, record = coded(Norms().eval(), "shared:4", x, calibrate=calibrate)
+        assert_meta_is_true(gm)
+        lost[calibrate] = error(outputs(gm, inputs), want)
+        assert encodings(record)["shared:4"] == 1 or encodings(record)["shared:4"] == 2
+    assert lost[True] < 0.95 * lost[False]
+    gm, inputs, want, record = coded(
+        Norms().eval(), "shared:4", x, calibrate=True, max_error=lost[True] / 2
+    )
+    assert error(outputs(gm, inputs), want) <= lost[True] / 2 * 1.001

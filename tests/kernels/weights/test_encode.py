@@ -145,6 +145,45 @@ def test_importance_moves_the_error_to_where_it_matters_less(spelling):
     assert with_it < 0.99 * without
 
 
+def channels_that_go_together(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations, and their second moments within groups of 64."""
+    x = torch.nn.functional.silu(normal(shape, 1) + 0.5 * normal((shape[0], 1), 2))
+    padded = torch.nn.functional.pad(x, (0, -shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    return x, torch.einsum("ngi,ngj->gij", padded, padded) / len(x)
+
+
+@pytest.mark.parametrize("spelling", ["int4", "shared", "shared:4"])
+def test_errors_are_made_good_by_channels_that_go_together(spelling):
+    x, gram = channels_that_go_together((500, 150))
+    weight, encoding = normal((40, 150)), Encoding.parse(spelling)
+
+    def lost(coded: Coded) -> float:
+        return relative(x @ decode(coded).t(), x @ weight.t())
+
+    plain = lost(encode(weight, encoding))
+    assert lost(encode(weight, encoding, gram=gram)) < 0.92 * plain
+    conv = weight.view(40, 150, 1, 1).repeat(1, 1, 3, 1)
+    by_tap = decode(encode(conv, encoding, gram=gram))
+    got, want = (torch.einsum("nc,ockl->nokl", x, w) for w in (by_tap, conv))
+    assert relative(got, want) < 0.94 * plain
+
+
+def test_channels_that_never_fire_and_groups_without_any():
+    weight = normal((8, 130))
+    x = normal((300, 130)).relu()
+    x[:, 3:70] = 0
+    x[:, 128:] = 0
+    padded = torch.nn.functional.pad(x, (0, 62)).unflatten(1, (3, 64))
+    gram = torch.einsum("ngi,ngj->gij", padded, padded) / 300
+    coded = encode(weight, Encoding("int4"), gram=gram)
+    assert relative(x @ decode(coded).t(), x @ weight.t()) < 0.15
+    alone = encode(weight, Encoding("int4"), gram=torch.eye(64).repeat(3, 1, 1))
+    assert relative(decode(alone), weight) < 0.12
+    assert torch.isfinite(
+        decode(encode(weight, Encoding("int4"), gram=torch.zeros(3, 64, 64)))
+    ).all()
+
+
 @pytest.mark.parametrize("spelling", ["int8", "int4", "shared"])
 def test_the_size_of_the_working_set_changes_nothing(spelling, monkeypatch):
     weight = normal((40, 96, 3, 3))
