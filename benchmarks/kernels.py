@@ -1,6 +1,7 @@
 """GFLOP/s of convolutions and linears at the shapes of Stable Diffusion 2's UNet, beside torch.
 
     python benchmarks/kernels.py --isa amx --dtype bf16 --torch
+    python benchmarks/kernels.py --isa amx --weights int4
 
 One row a distinct layer, with how often a denoising step runs it; the last row adds up a step.
 A kernel is timed alone and repeatedly, so weights that fit a cache come from there; in a model
@@ -10,6 +11,7 @@ they come from memory.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +20,12 @@ import torch
 import zoomc.kernels.conv2d.op
 import zoomc.kernels.linear.op  # noqa: F401
 from zoomc.kernels.operator import OPERATORS
+from zoomc.kernels.tir.isa import Isa
 from zoomc.kernels.tir.isa import isa as choose_isa
-from zoomc.kernels.tir.kernel import lower
+from zoomc.kernels.tir.kernel import Kernel, TensorSpec, lower
+from zoomc.kernels.tir.llvm import attributes
+from zoomc.kernels.tir.micro_amx import CONFIGURE, PRELUDE, RELEASE, products
+from zoomc.kernels.tir.primfunc import prim_func
 from zoomc.kernels.tir.run import bind, load
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -116,6 +122,42 @@ def encoded(weights: str, inputs: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return (x, codes, *rest), kwargs | extra
 
 
+def ceiling(machine: Isa, weights: str, seconds: float) -> float | None:
+    """GOP/s of tile products that touch no memory; None where there are no tiles."""
+    if not machine.amx:
+        return None
+    from tvm.tirx.script import builder as T
+
+    product, values = ("tdpbf16ps", 32) if weights == "keep" else ("tdpbssd", 64)
+    turns = 100_000
+    lines = [
+        "define void @zoomc_ceiling(i64 %n) #0 {",
+        "entry:",
+        "  br label %loop",
+        "loop:",
+        "  %k = phi i64 [0, %entry], [%k1, %loop]",
+        *products(product),
+        "  %k1 = add nuw nsw i64 %k, 1",
+        "  %end = icmp eq i64 %k1, %n",
+        "  br i1 %end, label %done, label %loop",
+        "done:",
+        "  ret void",
+        "}",
+    ]
+    text = PRELUDE + "\n".join(lines) + "\n" + attributes(("amx-tile", "amx-bf16", "amx-int8"))
+
+    def body(buffers: list) -> None:
+        with T.parallel(machine.threads):
+            T.evaluate(T.call_extern("void", CONFIGURE))
+            T.evaluate(T.call_extern("void", "zoomc_ceiling", T.int64(turns)))
+            T.evaluate(T.call_extern("void", RELEASE))
+
+    out = TensorSpec((16,), torch.float32)
+    build = functools.partial(prim_func, [out], [text], body)
+    run = load(Kernel("ceiling", "ceiling", build, (), out), machine)
+    return machine.threads * turns * 4 * 2 * 16 * 16 * values / best(run, seconds) / 1e9
+
+
 def best(fn: Callable[[], object], seconds: float) -> float:
     """The least time of a call, in seconds."""
     fn()
@@ -142,6 +184,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     dtype = DTYPES[args.dtype]
     torch.manual_seed(0)
+    top = ceiling(machine, args.weights, 0.3)
+    if top:
+        print(f"ceiling: {top:.0f} GOP/s of tile products that touch no memory")
     total = total_flops = total_torch = compile_time = 0.0
     for name, count, make in layers():
         if args.only not in name:
@@ -156,6 +201,7 @@ def main() -> None:
         compile_time += compiled
         seconds = best(fn, args.seconds)
         row = f"{name:32s} x{count:<3d} {seconds * 1e3:8.3f} ms {kernel.flops / seconds / 1e9:7.0f}"
+        row += f" {kernel.flops / seconds / 1e7 / top:3.0f} %" if top else ""
         if args.torch:
             theirs = best(lambda: OPERATORS[op].reference(*inputs, **kwargs), args.seconds)  # noqa: B023
             total_torch += theirs * count
