@@ -31,10 +31,13 @@ instructions make the weights where they can, and sums of weights are left to th
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import cache
 
 from ..tir.llvm import Text, attributes, loop_without_unrolling
+from .tiles import products
+from .vector import exp2_coefficients
 
 QUERIES = 32  # queries of a unit
 PIECE = 32  # keys of a piece
@@ -65,6 +68,10 @@ declare void @llvm.x86.tileloaddt164(i8 immarg, ptr, i64)
 declare void @llvm.x86.tilestored64(i8 immarg, ptr, i64)
 declare void @llvm.x86.tdpbf16ps(i8 immarg, i8 immarg, i8 immarg)
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
+declare float @llvm.vector.reduce.fadd.v16f32(float, <16 x float>)
+declare <16 x float> @llvm.x86.avx512.mask.reduce.ps.512(<16 x float>, i32, <16 x float>, i16, i32)
+declare <16 x float> @llvm.x86.avx512.mask.scalef.ps.512(<16 x float>, <16 x float>, <16 x float>,
+                                                         i16, i32)
 declare <16 x float> @llvm.maximum.v16f32(<16 x float>, <16 x float>)
 declare <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float>, <16 x i32>, i16, i32)
 declare <32 x i16> @llvm.x86.avx512.packusdw.512(<16 x i32>, <16 x i32>)
@@ -85,6 +92,12 @@ def _correction() -> list[int]:
 
 def _vector(values: list[int], element: str) -> str:
     return f"<{', '.join(f'{element} {value}' for value in values)}>"
+
+
+def _float(value: float) -> str:
+    """A float constant as LLVM writes it: the bits of the double that equals it."""
+    (single,) = struct.unpack("<f", struct.pack("<f", value))
+    return "0x" + struct.pack(">d", single).hex().upper()
 
 
 def _load(tile: int, pointer: str, streams: bool = False) -> str:
@@ -129,110 +142,142 @@ class _Tile:
 
 
 def _scores(
-    names: _Lines, lines: list[str], chunks: int, piece: int, q: str, k: str, to: str
+    names: _Lines, lines: list[str], chunks: int, words: int, piece: int, q: str, k: str, to: str
 ) -> list[_Tile]:
     """The tiles of the scores of one piece of the keys at ``k``."""
 
     def at(base: str, tile: int) -> str:
         return names.at(lines, base, tile * _TILE)
 
-    left = [[at(q, i * chunks + c) for c in range(chunks)] for i in range(2)]
+    left = {
+        (i, a, c): at(q, (i * words + a) * chunks + c)
+        for i in range(2)
+        for a in range(words)
+        for c in range(chunks)
+    }
     tiles = []
     for j in range(2):
-        right = [at(k, (piece * chunks + c) * 2 + j) for c in range(chunks)]
+        right = {
+            (b, c): at(k, ((piece * words + b) * chunks + c) * 2 + j)
+            for b in range(words)
+            for c in range(chunks)
+        }
         for i in range(2):
-            tiles.append(_Tile(None, list(zip(left[i], right, strict=True)), at(to, i * 2 + j)))
+            pairs = [
+                (left[i, a, c], right[b, c]) for a, b in products(words) for c in range(chunks)
+            ]
+            tiles.append(_Tile(None, pairs, at(to, i * 2 + j)))
     return tiles
 
 
-def _outputs(names: _Lines, lines: list[str], tiles: int, pieces: int) -> list[_Tile]:
-    """The tiles of the last unit's outputs."""
+def _outputs(
+    names: _Lines, lines: list[str], tiles: int, words: int, pieces: int, to: str
+) -> list[_Tile]:
+    """The tiles of the last unit's outputs: added up if of one word, else of this unit alone."""
 
     def at(base: str, tile: int) -> str:
         return names.at(lines, base, tile * _TILE)
 
-    left = [[at("%last", i * pieces + p) for p in range(pieces)] for i in range(2)]
+    exact = words > 1
+    each = tiles if exact else tiles + 1
+    left = {
+        (i, p, a): at("%last", (i * pieces + p) * words + a)
+        for i in range(2)
+        for p in range(pieces)
+        for a in range(words)
+    }
     result = []
-    for t in range(tiles + 1):
-        right = [
-            at("%v", p * tiles + t) if t < tiles else "@zoomc_attention_ones" for p in range(pieces)
-        ]
+    for t in range(each):
+        right = {
+            (p, b): at("%v", (p * words + b) * tiles + t) if t < tiles else "@zoomc_attention_ones"
+            for p in range(pieces)
+            for b in range(words)
+        }
         for i in range(2):
-            to = at("%o", i * (tiles + 1) + t)
-            result.append(_Tile(to, list(zip(left[i], right, strict=True)), to))
+            pairs = [
+                (left[i, p, a], right[p, b]) for a, b in products(words) for p in range(pieces)
+            ]
+            here = at(to, i * each + t)
+            result.append(_Tile(None if exact else here, pairs, here))
     return result
 
 
-def _schedule(tiles: list[_Tile], late: int = 1, early: int = 1) -> list[list[str]]:
+def _schedule(tiles: list[_Tile]) -> list[list[str]]:
     """Instructions in groups, each of one product.
 
-    One result tile after another. The store of one comes ``late`` tiles later, lest it wait in
-    the store buffer for its products; loads come ``early`` products before their use. Registers
-    beside the ``late + 1`` of results hold operands, and the one whose next use is farthest makes
-    room. Right-hand operands stream past: they are loaded so as not to displace the rest from the
-    first-level cache.
+    One result tile after another, in two registers by turns; the store of one comes a tile later,
+    lest it wait in the store buffer for its products. Six registers hold operands, and the one
+    whose next use is farthest makes room. Loads come one product before their use. Right-hand
+    operands stream past: they are loaded so as not to displace the rest from the first-level cache.
     """
-    results = late + 1
-    uses = [operand for tile in tiles for pair in tile.products for operand in pair]
+    order = [(index, n) for index, tile in enumerate(tiles) for n in range(len(tile.products))]
+    results = 2
+    uses = [operand for index, n in order for operand in tiles[index].products[n]]
     held: dict[str, int] = {}
     used: dict[str, int] = {}
-    loads: list[list[str]] = []
-    products: list[str] = []
-    stores: list[list[str]] = []
-    ends: list[int] = []
+    loads: list[list[str]] = [[] for _ in order]
+    stores: list[list[str]] = [[] for _ in order]
+    multiplied: list[str] = []
+    ends: dict[int, int] = {}
+    for at, (index, n) in enumerate(order):
+        tile, result = tiles[index], index % results
+        pair = tile.products[n]
+        if n == 0 and tile.start:
+            loads[at].append(_load(result, tile.start))
+        for operand in pair:
+            if operand not in held:
+                register, free = results + len(held), 0
+                if register > 7:
+                    rest = uses[2 * at :]
+                    idle = [x for x in held if x not in pair]
+                    far = max(idle, key=lambda x: rest.index(x) if x in rest else len(rest))
+                    register, free = held.pop(far), used[far] + 1
+                held[operand] = register
+                line = _load(register, operand, streams=operand is pair[1])
+                loads[max(free, at - 1)].append(line)
+            used[operand] = at
+        left, right = (held[operand] for operand in pair)
+        zero = "" if n or tile.start else f"  call void @llvm.x86.tilezero(i8 {result})\n"
+        multiplied.append(
+            f"{zero}  call void @llvm.x86.tdpbf16ps(i8 {result}, i8 {left}, i8 {right})"
+        )
+        ends[index] = at
     for index, tile in enumerate(tiles):
-        result = index % results
-        for n, pair in enumerate(tile.products):
-            at = len(products)
-            loads.append([])
-            stores.append([])
-            if n == 0 and tile.start:
-                loads[at].append(_load(result, tile.start))
-            for operand in pair:
-                if operand not in held:
-                    register, free = results + len(held), 0
-                    if register > 7:
-                        rest = uses[2 * at :]
-                        idle = [x for x in held if x not in pair]
-                        far = max(idle, key=lambda x: rest.index(x) if x in rest else len(rest))
-                        register, free = held.pop(far), used[far] + 1
-                    held[operand] = register
-                    line = _load(register, operand, streams=operand is pair[1])
-                    loads[max(free, at - early)].append(line)
-                used[operand] = at
-            left, right = (held[operand] for operand in pair)
-            zero = "" if n or tile.start else f"  call void @llvm.x86.tilezero(i8 {result})\n"
-            products.append(
-                f"{zero}  call void @llvm.x86.tdpbf16ps(i8 {result}, i8 {left}, i8 {right})"
-            )
-        ends.append(len(products) - 1)
-    for index, tile in enumerate(tiles):
-        due = ends[min(index + late, len(tiles) - 1)]
+        due = ends[min(index + 1, len(tiles) - 1)]
         stores[due].append(_store(index % results, tile.to))
-    return [[*a, b, *c] for a, b, c in zip(loads, products, stores, strict=True)]
+    return [[*a, b, *c] for a, b, c in zip(loads, multiplied, stores, strict=True)]
+
+
+def _octaves(names: _Lines, lines: list[str], row: int, scores: str) -> list[str]:
+    """One row of scores times the factor, from its reference: two vectors."""
+    f16 = "<16 x float>"
+    base = names.at(lines, "%base", row * 4)
+    scalar = names.let(lines, f"load float, ptr {base}, align 4")
+    one = names.let(lines, f"insertelement {f16} poison, float {scalar}, i64 0")
+    shift = names.let(lines, f"shufflevector {f16} {one}, {f16} poison, <16 x i32> zeroinitializer")
+    result = []
+    for half in range(2):
+        offset = ((row // 16) * 2 + half) * _TILE + row % 16 * 64
+        at = names.at(lines, scores, offset)
+        s = names.let(lines, f"load {f16}, ptr {at}, align 64")
+        result.append(
+            names.let(lines, f"call {f16} @llvm.fma.v16f32({f16} {s}, {f16} %c, {f16} {shift})")
+        )
+    return result
 
 
 def _weights(names: _Lines, pieces: int, p: int, row: int, scores: str, keep: str) -> list[str]:
     """Vector work: one row of scores of one piece of this unit to weights."""
     lines: list[str] = []
     f16, i16, w32 = "<16 x float>", "<16 x i32>", "<32 x i16>"
-    base = names.at(lines, "%base", row * 4)
-    scalar = names.let(lines, f"load float, ptr {base}, align 4")
-    one = names.let(lines, f"insertelement {f16} poison, float {scalar}, i64 0")
-    shift = names.let(lines, f"shufflevector {f16} {one}, {f16} poison, <16 x i32> zeroinitializer")
-    fixed = []
-    for half in range(2):
-        offset = ((row // 16) * 2 + half) * _TILE + row % 16 * 64
-        at = names.at(lines, scores, offset)
-        s = names.let(lines, f"load {f16}, ptr {at}, align 64")
-        t = names.let(lines, f"call {f16} @llvm.fma.v16f32({f16} {s}, {f16} %c, {f16} {shift})")
-        fixed.append(
-            names.let(
-                lines,
-                f"call {i16} @llvm.x86.avx512.mask.cvtps2dq.512({f16} {t}, {i16} "
-                "zeroinitializer, i16 -1, i32 4)",
-            )
+    fixed = [
+        names.let(
+            lines,
+            f"call {i16} @llvm.x86.avx512.mask.cvtps2dq.512({f16} {t}, {i16} "
+            "zeroinitializer, i16 -1, i32 4)",
         )
+        for t in _octaves(names, lines, row, scores)
+    ]
     t = names.let(
         lines, f"call {w32} @llvm.x86.avx512.packusdw.512({i16} {fixed[0]}, {i16} {fixed[1]})"
     )
@@ -261,63 +306,157 @@ def _weights(names: _Lines, pieces: int, p: int, row: int, scores: str, keep: st
     return lines
 
 
+def _exact_weights(
+    names: _Lines, words: int, pieces: int, p: int, row: int, scores: str, keep: list[str]
+) -> list[str]:
+    """Vector work: one row of scores of one piece to weights in several words, and their sum."""
+    lines: list[str] = []
+    f16, i16, w32 = "<16 x float>", "<16 x i32>", "<32 x i16>"
+    all_lanes = f"{f16} zeroinitializer, i16 -1, i32 4"
+    to_total = names.at(lines, "%total", row * 64)
+    total = names.let(lines, f"load {f16}, ptr {to_total}, align 64")
+    rest = []
+    for half, t in enumerate(_octaves(names, lines, row, scores)):
+        f = names.let(
+            lines,
+            f"call {f16} @llvm.x86.avx512.mask.reduce.ps.512({f16} {t}, i32 1, {all_lanes})",
+        )
+        coefficients = [_float(c) for c in reversed(exp2_coefficients(6))]
+        value = f"splat (float {coefficients[0]})"
+        for c in coefficients[1:]:
+            value = names.let(
+                lines,
+                f"call {f16} @llvm.fma.v16f32({f16} {value}, {f16} {f}, {f16} splat (float {c}))",
+            )
+        value = names.let(
+            lines,
+            f"call {f16} @llvm.x86.avx512.mask.scalef.ps.512({f16} {value}, {f16} {t}, "
+            f"{all_lanes})",
+        )
+        value = names.let(
+            lines, f"select <16 x i1> {keep[half]}, {f16} {value}, {f16} zeroinitializer"
+        )
+        total = names.let(lines, f"fadd {f16} {total}, {value}")
+        rest.append(value)
+    lines.append(f"  store {f16} {total}, ptr {to_total}, align 64")
+    for word in range(words):
+        # Cut, not rounded: what is left is exact, and three words hold all 24 bits.
+        tops = []
+        for half in range(2):
+            bits = names.let(lines, f"bitcast {f16} {rest[half]} to {i16}")
+            tops.append(names.let(lines, f"lshr {i16} {bits}, splat (i32 16)"))
+            if word + 1 < words:
+                high = names.let(lines, f"and {i16} {bits}, splat (i32 -65536)")
+                cut = names.let(lines, f"bitcast {i16} {high} to {f16}")
+                rest[half] = names.let(lines, f"fsub {f16} {rest[half]}, {cut}")
+        both = names.let(
+            lines, f"call {w32} @llvm.x86.avx512.packusdw.512({i16} {tops[0]}, {i16} {tops[1]})"
+        )
+        tile = ((row // 16) * pieces + p) * words + word
+        to = names.at(lines, "%made", tile * _TILE + row % 16 * 64)
+        lines.append(f"  store {w32} {both}, ptr {to}, align 64")
+    return lines
+
+
+def _additions(names: _Lines, tiles: int, part: str, to: str) -> list[list[str]]:
+    """Vector work: outputs of one unit alone added to those of all."""
+    f16 = "<16 x float>"
+    groups = []
+    for row in range(2 * tiles * 16):
+        lines: list[str] = []
+        values = []
+        for base in (to, part):
+            at = names.at(lines, base, row * 64)
+            values.append(names.let(lines, f"load {f16}, ptr {at}, align 64"))
+        value = names.let(lines, f"fadd {f16} {values[0]}, {values[1]}")
+        lines.append(f"  store {f16} {value}, ptr {names.at(lines, to, row * 64)}, align 64")
+        groups.append(lines)
+    return groups
+
+
 def _merge(tiles: list[list[str]], vectors: list[list[str]]) -> list[str]:
     """Both kinds of work, evenly mixed."""
+    rest = [line for item in vectors for line in item]
     lines: list[str] = []
     done = 0
     for i, group in enumerate(tiles):
-        lines += group
-        upto = (i + 1) * len(vectors) // len(tiles)
-        for item in vectors[done:upto]:
-            lines += item
+        upto = (i + 1) * len(rest) // len(tiles)
+        lines += group + rest[done:upto]
         done = upto
     return lines
 
 
+def _columns(half: int) -> str:
+    """The keys of a piece in the columns of one of its tiles of scores."""
+    return _vector([8 * (c // 4) + c % 4 + 4 * half for c in range(16)], "i32")
+
+
 @cache
-def unit(chunks: int, tiles: int, pieces: int) -> Text:
+def unit(chunks: int, tiles: int, words: int, pieces: int) -> Text:
     """The step of the inner loop: 32 queries against ``pieces`` pieces of keys.
 
     Arguments: queries and keys of this unit, whose first piece has been scored, and of the next
     one, whose first piece will be; two places for the scores of a piece, of which the first holds
-    this unit's first; the 32 constants that this unit's scores in fixed point start from, where
-    its weights go, how many of its keys there are, the factor of scores in fixed point; weights,
-    values and outputs of the last unit.
+    this unit's first; the 32 constants that this unit's scores in octaves start from, where its
+    weights go, how many of its keys there are, the factor of scores; weights and values of the
+    last unit, and its outputs, added up. Of several words those are its own instead, and three
+    more follow: this unit's sums ``[32][16]``, and the outputs of the unit before the last with
+    the ones to add them to.
 
     Args:
         chunks: 32s of elements of a head.
         tiles: 16s of elements of a head.
+        words: bf16 words of an element.
         pieces: 32s of keys.
     """
     names = _Lines("t")
-    name = f"zoomc_attention_rows_{chunks}_{tiles}_{pieces}"
+    name = f"zoomc_attention_rows_{chunks}_{tiles}_{words}_{pieces}"
+    exact = words > 1
     head = [
         f"define void @{name}(ptr %q, ptr %k, ptr %qnext, ptr %knext, ptr %s0, ptr %s1, ptr %base,"
-        " ptr %made, i32 %count, float %factor, ptr %last, ptr %v, ptr %o) #0 {",
+        " ptr %made, i32 %count, float %factor, ptr %last, ptr %v, ptr %o"
+        f"{', ptr %total, ptr %part, ptr %sum' if exact else ''}) #0 {{",
         "  %c0 = insertelement <16 x float> poison, float %factor, i64 0",
         "  %c = shufflevector <16 x float> %c0, <16 x float> poison, <16 x i32> zeroinitializer",
-        "  %n16 = trunc i32 %count to i16",
-        "  %n0 = insertelement <32 x i16> poison, i16 %n16, i64 0",
-        "  %n = shufflevector <32 x i16> %n0, <32 x i16> poison, <32 x i32> zeroinitializer",
+        "  %n0 = insertelement <16 x i32> poison, i32 %count, i64 0",
+        "  %n = shufflevector <16 x i32> %n0, <16 x i32> poison, <16 x i32> zeroinitializer",
+        "  %m16 = trunc i32 %count to i16",
+        "  %m0 = insertelement <32 x i16> poison, i16 %m16, i64 0",
+        "  %m = shufflevector <32 x i16> %m0, <32 x i16> poison, <32 x i32> zeroinitializer",
     ]
-    outputs = _outputs(names, head, tiles, pieces)
-    body = []
+    outputs = _outputs(names, head, tiles, words, pieces, "%o")
     work: list[_Tile] = []
     vectors: list[list[list[str]]] = []
     ends = []
     for p in range(pieces):
-        first = _vector([PIECE * p + i for i in range(PIECE)], "i16")
-        keep = names.let(head, f"icmp ult <32 x i16> {first}, %n")
-        to = f"%s{(p + 1) % 2}"
+        to, scores = f"%s{(p + 1) % 2}", f"%s{p % 2}"
         if p + 1 < pieces:
-            work += _scores(names, head, chunks, p + 1, "%q", "%k", to)
+            work += _scores(names, head, chunks, words, p + 1, "%q", "%k", to)
         else:
-            work += _scores(names, head, chunks, 0, "%qnext", "%knext", to)
+            work += _scores(names, head, chunks, words, 0, "%qnext", "%knext", to)
         work += outputs[len(outputs) * p // pieces : len(outputs) * (p + 1) // pieces]
         ends.append(sum(len(tile.products) for tile in work))
-        scores = f"%s{p % 2}"
-        vectors.append([_weights(names, pieces, p, row, scores, keep) for row in range(QUERIES)])
+        if exact:
+            both = [
+                names.let(
+                    head,
+                    f"icmp slt <16 x i32> {_columns(half)}, "
+                    + names.let(head, f"sub <16 x i32> %n, splat (i32 {PIECE * p})"),
+                )
+                for half in range(2)
+            ]
+            part = [
+                _exact_weights(names, words, pieces, p, row, scores, both) for row in range(QUERIES)
+            ]
+            # First, before the place they come from is written again.
+            vectors.append(([] if p else _additions(names, tiles, "%part", "%sum")) + part)
+        else:
+            first = _vector([PIECE * p + i for i in range(PIECE)], "i16")
+            keep = names.let(head, f"icmp ult <32 x i16> {first}, %m")
+            rows = range(QUERIES)
+            vectors.append([_weights(names, pieces, p, row, scores, keep) for row in rows])
     groups = _schedule(work)
+    body = []
     start = 0
     for end, part in zip(ends, vectors, strict=True):
         body += _merge(groups[start:end], part)
@@ -326,12 +465,21 @@ def unit(chunks: int, tiles: int, pieces: int) -> Text:
 
 
 @cache
-def apply(tiles: int, pieces: int) -> Text:
-    """The outputs of the last unit: ``(weights, values, outputs)``."""
+def apply(tiles: int, words: int, pieces: int) -> Text:
+    """The outputs of the last unit: ``(weights, values, outputs)``.
+
+    Of several words two arguments follow: outputs to add what lies at ``outputs`` to before, and
+    those to add the last unit's to.
+    """
     names = _Lines("t")
-    name = f"zoomc_attention_apply_{tiles}_{pieces}"
-    lines = [f"define void @{name}(ptr %last, ptr %v, ptr %o) #0 {{"]
-    for group in _schedule(_outputs(names, lines, tiles, pieces)):
+    name = f"zoomc_attention_apply_{tiles}_{words}_{pieces}"
+    exact = words > 1
+    more = ", ptr %sum, ptr %end" if exact else ""
+    lines = [f"define void @{name}(ptr %last, ptr %v, ptr %o{more}) #0 {{"]
+    groups = _additions(names, tiles, "%o", "%sum") if exact else []
+    groups += _schedule(_outputs(names, lines, tiles, words, pieces, "%o"))
+    groups += _additions(names, tiles, "%o", "%end") if exact else []
+    for group in groups:
         lines += group
     return Text(name, "\n".join([*lines, "  ret void", "}"]))
 
@@ -360,13 +508,13 @@ def _across(names: _Lines, lines: list[str], rows: list[str]) -> str:
 
 
 @cache
-def peak(chunks: int) -> Text:
+def peak(chunks: int, words: int) -> Text:
     """The largest score of each of 32 queries: ``(queries, keys, pieces, count, scores, out)``.
 
     ``out`` takes 32 numbers, NaN where a score is NaN; ``scores`` those of the first piece.
     """
     names = _Lines("t")
-    name = f"zoomc_attention_peak_{chunks}"
+    name = f"zoomc_attention_peak_{chunks}_{words}"
     f16 = "<16 x float>"
     low = f"{f16} splat (float 0xFFF0000000000000)"
     head = [
@@ -383,10 +531,10 @@ def peak(chunks: int) -> Text:
         "loop:",
         "  %i = phi i64 [%pieces, %entry], [%i1, %loop]",
         "  %i1 = sub i64 %i, 1",
-        f"  %ko = mul i64 %i1, {chunks * 2 * _TILE}",
+        f"  %ko = mul i64 %i1, {chunks * words * 2 * _TILE}",
         "  %k = getelementptr i8, ptr %keys, i64 %ko",
     ]
-    for group in _schedule(_scores(names, loop, chunks, 0, "%q", "%k", "%next")):
+    for group in _schedule(_scores(names, loop, chunks, words, 0, "%q", "%k", "%next")):
         loop += group
     loop += [
         "  %done = trunc i64 %i1 to i32",
@@ -396,8 +544,7 @@ def peak(chunks: int) -> Text:
         "  %n = shufflevector <16 x i32> %n0, <16 x i32> poison, <16 x i32> zeroinitializer",
     ]
     for half in range(2):
-        order = _vector([8 * (c // 4) + c % 4 + 4 * half for c in range(16)], "i32")
-        loop.append(f"  %keep{half} = icmp slt <16 x i32> {order}, %n")
+        loop.append(f"  %keep{half} = icmp slt <16 x i32> {_columns(half)}, %n")
     for row, top in enumerate(tops):
         value = names.let(loop, f"load {f16}, ptr {top}, align 64")
         for half in range(2):
@@ -417,6 +564,15 @@ def peak(chunks: int) -> Text:
         best = _across(names, loop, rows)
         loop.append(f"  store {f16} {best}, ptr {names.at(loop, '%out', i * 4)}, align 64")
     return Text(name, "\n".join([*head, *loop, "  ret void", "}"]))
+
+
+SUM = Text(
+    "zoomc_attention_sum",
+    """define float @zoomc_attention_sum(<16 x float> %x) #0 {
+  %r = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %x)
+  ret float %r
+}""",
+)
 
 
 def module(*functions: Text) -> str:

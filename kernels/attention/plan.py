@@ -10,6 +10,7 @@ from ..tir.kernel import TensorSpec
 
 _KEYS = 128  # keys in a block if there are enough: their scores stay in the first-level cache
 _LARGE = 128  # queries in a block at most
+_STREAMED = 256  # where keys and values stream past the caches
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,29 @@ def plan(q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa, step: int, nb
     return Plan(batch, heads, dim, queries, keys, isa.lanes, block_q, block_k, max(isa.threads, 1))
 
 
-def plan_rows(q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa) -> Plan:
-    """Block sizes for a call that :class:`.rows.Rows` takes.
+def plan_rows(
+    q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa, words: int, unit: int
+) -> Plan:
+    """Block sizes for a call that :class:`.rows.Rows` takes, whose step takes ``unit`` queries.
 
-    Its step holds scores, weights and outputs in the first-level cache with 64 keys at a time;
-    fewer add up outputs more often.
+    It streams keys and values past the first-level cache, where a step's scores, weights and
+    outputs stay: those of 64 keys of one word, or 32 of several.
     """
     batch, queries, _ = q.shape
-    block_k = 32 if keys <= 32 else 64
-    return Plan(batch, heads, dim, queries, keys, isa.lanes, 32, block_k, max(isa.threads, 1))
+    block_k = 64 if keys > 32 and words == 1 else 32
+    block_q = unit
+    if words > 1 and 4 * words * keys * dim > isa.l2 // 4:
+        # From beyond the second-level cache: as few times as leaves all workers busy.
+        while block_q < min(_STREAMED, queries):
+            block_q *= 2
+    threads = max(isa.threads, 1)
+
+    def rounds(block: int) -> int:
+        return -(-batch * heads * -(-queries // block) // threads) * block
+
+    while block_q > unit and rounds(block_q // 2) * 16 <= rounds(block_q) * 15:
+        block_q //= 2
+    return Plan(batch, heads, dim, queries, keys, isa.lanes, block_q, block_k, threads)
 
 
 def vector_width(dim: int, lanes: int) -> int:

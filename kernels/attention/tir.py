@@ -12,6 +12,7 @@ from .dot import Dot
 from .engine import Engine
 from .flash import Flash, Problem
 from .fma import Fma
+from .micro_rows import QUERIES
 from .plan import Plan, plan, plan_rows
 from .rows import Rows
 from .tiles import PIECES, Tiles
@@ -38,8 +39,11 @@ def _generator(
 ) -> tuple[Plan, Flash | Rows, str]:
     """The path's blocks, what emits the kernel, and the name of its engine."""
     q, keys = problem.q, problem.k.shape[1]
-    if isa.amx and q.dtype is torch.bfloat16 and dim <= Rows.widest and not problem.edits_scores:
-        blocks = plan_rows(q, keys, heads, dim, isa)
+    words = PIECES[q.dtype]
+    # Of several words, few keys do not repay what comes before the first step.
+    worth = words == 1 or keys >= 256
+    if isa.amx and worth and dim <= Rows.widest and not problem.edits_scores:
+        blocks = plan_rows(q, keys, heads, dim, isa, words, QUERIES)
         return blocks, Rows(problem, blocks, sign), Rows.__name__
     engine: Engine
     if isa.amx:

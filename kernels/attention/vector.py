@@ -95,7 +95,7 @@ def settle(value: Expr, dtype: str, lanes: int) -> Expr:
 
 
 @cache
-def _exp2_coefficients(degree: int) -> tuple[float, ...]:
+def exp2_coefficients(degree: int) -> tuple[float, ...]:
     """2^f on [0, 1), constant first, near-minimax in relative error (reweighted least squares)."""
     f = (np.cos(np.pi * (np.arange(2001) + 0.5) / 2001) + 1) / 2
     rows = np.vander(f, degree + 1, increasing=True) / (2.0**f)[:, None]
@@ -125,7 +125,7 @@ def exp2(t: Expr, isa: Isa, precise: bool) -> Expr:
         return T.call_llvm_pure_intrin("float32x16", name, *args, zero, all_lanes, current)
 
     fraction = settle(avx512("reduce", t, T.int32(1)), "float32", 16)  # t - floor(t), exactly
-    p = vmath.polynomial(fraction, _exp2_coefficients(6 if precise else 3), 16)
+    p = vmath.polynomial(fraction, exp2_coefficients(6 if precise else 3), 16)
     return settle(avx512("scalef", p, t), "float32", 16)  # p · 2^floor(t)
 
 
