@@ -23,7 +23,8 @@ from ..tir.llvm import Text, imported
 from ..tir.memory import splat, store
 from .engine import Source, Task
 from .flash import Problem
-from .micro_rows import FRACTION, PIECE, QUERIES, ROUND, SUM, apply, module, peak, unit
+from .micro_rows import PIECE, QUERIES, ROUND, SUM, apply, module, peak, unit
+from .micro_weights import FRACTION
 from .packed import CHUNK, Packing
 from .plan import Plan, vector_width
 from .tiles import PIECES
