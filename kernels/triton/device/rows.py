@@ -9,8 +9,8 @@ from .language import activate, largest_of, to_int8
 
 
 @triton.jit
-def moments(x, rows, K, eps, mask, BM: tl.constexpr, BK: tl.constexpr):
-    """Mean and reciprocal deviation of whole rows ``[BM, BK]`` held in registers."""
+def moments(x, K, eps, mask):
+    """Mean and reciprocal deviation of whole rows held in registers."""
     mean = tl.sum(tl.where(mask, x, 0.0), 1) / K
     away = tl.where(mask, x - mean[:, None], 0.0)
     deviation = 1.0 / tl.sqrt_rn(tl.sum(away * away, 1) / K + eps)
@@ -24,7 +24,7 @@ def row_moments(x, mean, deviation, M, K, eps, BM: tl.constexpr, BK: tl.constexp
     k = tl.arange(0, BK)
     mask = (rows < M)[:, None] & (k < K)[None, :]
     values = tl.load(x + rows[:, None] * K + k[None, :], mask=mask, other=0.0).to(tl.float32)
-    m, d = moments(values, rows, K, eps, mask, BM, BK)
+    m, d = moments(values, K, eps, mask)
     tl.store(mean + rows, m, mask=rows < M)
     tl.store(deviation + rows, d, mask=rows < M)
 
@@ -52,7 +52,7 @@ def prepare_rows(
     mask = (rows < M)[:, None] & (k < K)[None, :]
     y = tl.load(x + rows[:, None] * K + k[None, :], mask=mask, other=0.0).to(tl.float32)
     if NORM:
-        mean, deviation = moments(y, rows, K, eps, mask, BM, BK)
+        mean, deviation = moments(y, K, eps, mask)
         y = (y - mean[:, None]) * deviation[:, None]
         if gain is not None:
             y = y * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import re
 
@@ -13,8 +15,11 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install zoomc
 
 from zoomc.kernels.triton.device.decode import LOOKUP
 from zoomc.kernels.triton.gpu import GPUS
+from zoomc.kernels.triton.kernel import candidates
+from zoomc.kernels.triton.run import bind, compile_for
+from zoomc.targets.triton.build import compile_kernels
 from zoomc.targets.triton.leftovers import Leftovers
-from zoomc.targets.triton.plan import make_plan, schedule
+from zoomc.targets.triton.plan import Plan, make_plan, schedule
 from zoomc.targets.triton.target import TritonTarget
 
 from zoomc import passes
@@ -112,3 +117,40 @@ def test_the_byte_permute_looks_every_code_up():
         low, high = ([registers[r] >> 8 * i & 255 for i in range(4)] for r in ("$0", "$1"))
         assert low == [table[c] & 255 for c in codes[::2]]
         assert high == [table[c] & 255 for c in codes[1::2]]
+
+
+class Driver:
+    """Just enough of a GPU's driver for Triton to compile by."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def test_kernels_that_do_not_fit_give_way_to_the_next(monkeypatch):
+    from triton.runtime import driver
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    call = bind("zoomc::linear", torch.empty(256, 64).half(), torch.empty(128, 64).half())
+    choices = sorted(candidates(call, GPUS["sm_90"])[:4], key=_shared, reverse=True)
+    small = dataclasses.replace(GPUS["sm_90"], shared=_shared(choices[-1]))
+    assert _shared(choices[0]) > small.shared
+    plan = Plan(set(), {object(): list(choices)})
+    monkeypatch.setattr(driver, "_active", Driver())
+    compile_kernels(plan, small)
+    (left,) = plan.kernels.values()
+    assert _shared(left[0]) == small.shared and len(left) < len(choices)
+
+
+def _shared(kernel) -> int:
+    """Bytes of shared memory that the compiler gives a kernel."""
+    gpu = GPUS["sm_90"]
+    return max(compile_for(gpu, x, kernel.specs).metadata.shared for x in kernel.launches)

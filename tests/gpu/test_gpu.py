@@ -1,0 +1,181 @@
+"""What only a GPU can show: ``pytest -m gpu``."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+import zoomc.kernels.attention.op
+import zoomc.kernels.conv2d.op
+import zoomc.kernels.linear.op
+import zoomc.kernels.norm.op  # noqa: F401
+from zoomc.kernels.operator import OPERATORS
+
+from zoomc.record import collect
+
+from ..kernels.coded import coded, exact
+from ..models import clip_text, sd2_unet, vae_decoder, vae_encoder
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+]
+
+SAME = [1, 1, 1, 1]
+#: Of a result rounded once, of operands rounded before, and of sums in parts of fp32.
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-5}
+
+
+def wide(x: Any) -> Any:
+    if isinstance(x, torch.Tensor):
+        return x.double() if x.is_floating_point() else x
+    return [wide(t) for t in x] if isinstance(x, list) and isinstance(x[0], torch.Tensor) else x
+
+
+def kernels(op: str, *args: Any, **kwargs: Any) -> list[tuple[Any, torch.Tensor]]:
+    """Every candidate of a call with its result."""
+    from zoomc.kernels.triton.gpu import detect
+    from zoomc.kernels.triton.kernel import candidates
+    from zoomc.kernels.triton.run import bind, evaluate
+
+    found = candidates(bind(op, *args, **kwargs), detect())
+    return [(kernel, evaluate(kernel, "cuda")) for kernel in found]
+
+
+def check(op: str, *args: Any, **kwargs: Any) -> None:
+    expected = OPERATORS[op].reference(*map(wide, args), **{k: wide(v) for k, v in kwargs.items()})
+    for kernel, got in kernels(op, *args, **kwargs):
+        error = (got.double() - expected).norm() / expected.norm()
+        assert error <= TOLERANCE[got.dtype], f"{dict(kernel.notes)}: {error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("channels", [(64,), (320,), (9,), (64, 40)])
+@pytest.mark.parametrize("extra", [{}, {"stride": [2, 2]}, {"upsample": True}], ids=str)
+def test_conv2d(dtype, channels, extra):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 16, 16, c).to(dtype) for c in channels]
+    weight = (torch.randn(72, sum(channels), 3, 3) / (3 * sum(channels) ** 0.5)).to(dtype)
+    check("zoomc::conv2d", inputs, weight, torch.randn(72).to(dtype), padding=SAME, **extra)
+    groups = 1 if sum(channels) % 8 else 8
+    norm = {"norm_groups": groups, "pre_activation": "silu", "shift": torch.randn(2, 72).to(dtype)}
+    check("zoomc::conv2d", inputs, weight, padding=SAME, **norm, **extra)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("rows", "k", "n"), [(2, 1280, 320), (154, 1024, 640), (999, 320, 2560)])
+def test_linear(dtype, rows, k, n):
+    torch.manual_seed(0)
+    x, weight = torch.randn(rows, k).to(dtype), (torch.randn(n, k) / k**0.5).to(dtype)
+    check("zoomc::linear", x, weight, torch.randn(n).to(dtype), norm=True, activation="geglu")
+    check("zoomc::linear", x, weight, residual=torch.randn(rows, n).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dim", [32, 40, 64, 80, 128, 160, 512])
+@pytest.mark.parametrize("keys", [77, 300])
+def test_attention(dtype, dim, keys):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 2 * dim).to(dtype) for n in (300, keys, keys))
+    arguments = {"heads": 2, "head_dim": dim, "scale": dim**-0.5}
+    check("zoomc::attention", q, k, v, **arguments)
+    check("zoomc::attention", q, k, v, mask=torch.rand(300, keys) > 0.2, **arguments)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_norms(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 33, 31, 96).to(dtype)
+    check("zoomc::group_norm", x, 8, activation="silu")
+    check("zoomc::layer_norm", x)
+
+
+@pytest.mark.parametrize("bits", [0, 2, 4, 8])
+def test_coded_sums_are_the_references(bits):
+    """Powers of two as scales: then nothing but the integers' sums is left to differ."""
+    weight, extra = coded((72, 200), bits)
+    extra["channel_scale"] = torch.full((72,), 0.5)
+    x = exact((130, 200), torch.float32)
+    expected = OPERATORS["zoomc::linear"].reference(x, weight, **extra)
+    for kernel, got in kernels("zoomc::linear", x, weight, **extra):
+        assert torch.equal(got, expected), dict(kernel.notes)
+    weight, extra = coded((72, 100, 3, 3), bits)
+    extra["channel_scale"] = torch.full((72,), 0.5)
+    inputs = [exact((2, 8, 8, 100), torch.float32)]
+    expected = OPERATORS["zoomc::conv2d"].reference(inputs, weight, padding=SAME, **extra)
+    for kernel, got in kernels("zoomc::conv2d", inputs, weight, padding=SAME, **extra):
+        assert torch.equal(got, expected), dict(kernel.notes)
+
+
+def first(x: Any) -> torch.Tensor:
+    return x if isinstance(x, torch.Tensor) else x[0]
+
+
+def to_gpu(model: torch.nn.Module, args: tuple[torch.Tensor, ...], dtype: torch.dtype):
+    moved = [a.cuda().to(dtype) if a.is_floating_point() else a.cuda() for a in args]
+    return model.cuda().to(dtype), moved
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("make", [sd2_unet, vae_encoder, vae_decoder, clip_text])
+def test_models(make, graph):
+    model, args = make()
+    with torch.no_grad(), collect() as records:
+        expected = first(model(*args)).double()
+        model, args = to_gpu(model, args, torch.float16)
+        compiled = torch.compile(model, backend="zoomc", options={"cuda_graph": graph})
+        for _ in range(2):
+            actual = first(compiled(*args)).double().cpu()
+            assert (actual - expected).norm() / expected.norm() < 2e-2
+    assert records[0].executable.report["cuda_graph"] is graph
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_coded_models_stay_near(weights):
+    model, args = sd2_unet()
+    with torch.no_grad():
+        expected = first(model(*args)).double()
+        model, args = to_gpu(model, args, torch.float16)
+        compiled = torch.compile(model, backend="zoomc", options={"weights": weights})
+        actual = first(compiled(*args)).double().cpu()
+    assert (actual - expected).norm() / expected.norm() < 0.3
+
+
+def test_replays_follow_inputs_shapes_and_weights():
+    model, args = to_gpu(*sd2_unet(), torch.float16)
+    options = {"variants": 2}
+    with torch.no_grad(), collect() as records:
+        compiled = torch.compile(model, backend="zoomc", options=options, dynamic=False)
+
+        def agrees(given) -> None:
+            expected = first(model(*given)).float()
+            assert (first(compiled(*given)).float() - expected).norm() / expected.norm() < 2e-2
+
+        agrees(args)
+        agrees([a * 0.5 if a.is_floating_point() else a for a in args])
+        kept = first(compiled(*args))
+        copy = kept.clone()
+        agrees([torch.cat([a, a]) if a.dim() else a for a in args])
+        agrees(args)
+        assert torch.equal(kept, copy)
+        assert len(records) == 2
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+        agrees(args)
+        assert len(records) == 2
+
+
+def test_memory_is_returned():
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    model, args = to_gpu(*sd2_unet(), torch.float16)
+    with torch.no_grad():
+        torch.compile(model, backend="zoomc")(*args)
+    del model, args
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before + (4 << 20)
