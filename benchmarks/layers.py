@@ -1,7 +1,7 @@
 """GFLOP/s of convolutions and linears at the shapes of Stable Diffusion 2's UNet, beside torch.
 
-    python benchmarks/kernels.py --isa amx --dtype bf16 --torch
-    python benchmarks/kernels.py --isa amx --weights int4
+    python benchmarks/layers.py --isa amx --dtype bf16 --torch
+    python benchmarks/layers.py --isa amx --weights int4
 
 One row a distinct layer, with how often a denoising step runs it; the last row adds up a step.
 A kernel is timed alone and repeatedly, so weights that fit a cache come from there; in a model
