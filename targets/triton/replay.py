@@ -23,7 +23,12 @@ class Replay:
         Raises:
             RuntimeError: something in the step cannot be recorded, as what waits for the GPU.
         """
-        self._inputs = [x.detach().clone() for x in inputs]
+        # Tensors made in inference mode could not be written to by calls outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._inputs = [torch.empty_like(x).copy_(x) for x in inputs]
+            self._record(run)
+
+    def _record(self, run: Callable[[Sequence[Any]], list[Any]]) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shutil
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def test_a_group_computes_what_its_nodes_do():
         expected[node] = node.target(*ready, **keywords)
     for node, result in results.items():
         assert torch.equal(result, expected[node])
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor's CPU code needs a C++ compiler")
+def test_inductor_compiles_a_group():
+    gm, args = graph()
+    steps = schedule(gm, make_plan(gm, GPUS["sm_90"]))
+    group = next(step for step in steps if isinstance(step, Leftovers))
+    assert "eager" in group.how
+    inputs = [dict(zip(gm.graph.find_nodes(op="placeholder"), args))[n] for n in group.inputs]
+    expected = group.call(*inputs)
+    group.compile(inductor=True)
+    assert group.how == "by Inductor"
+    for actual, wanted in zip(group.call(*inputs), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
 
 
 def emulate(asm: str, registers: dict[str, int]) -> None:
