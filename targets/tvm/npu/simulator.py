@@ -2,7 +2,8 @@
 
 Three engines work side by side: DMA, the MAC array, and the vector unit, which shares the array's
 turn. Commands enter in order; each begins when its engine is free and the scratchpad regions it
-names are ready. Transfers out wait for their results without holding back transfers in.
+names are ready. Transfers out wait for their results without holding back transfers in. The DMA
+engine has a clock of its own, the machine's highest: set-frequency slows arithmetic alone.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ class Simulator:
         for run in runs:
             self._rows.access(run)
         cycles = machine.dma_setup + size / machine.dma_bytes
-        spent = max(self._rows.bus_ns - before, cycles * 1e3 / self._mhz)
+        spent = max(self._rows.bus_ns - before, cycles * 1e3 / machine.mhz[-1])
         self.counts.dma_ns += spent
         self._scratch_bytes += size
         return spent
