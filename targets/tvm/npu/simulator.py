@@ -268,8 +268,8 @@ class Simulator:
         down = (c.p - 1) * c.sy + c.kh - c.top - c.h
         across = (c.q - 1) * c.sx + c.kw - c.left - c.w
         # A negative pad crops rows that the last output does not reach.
-        x = F.pad(x.permute(0, 3, 1, 2).double(), (c.left, across, c.top, down))
-        products = F.conv2d(x, weight.double(), stride=(c.sy, c.sx)).to(torch.int32)
+        x = F.pad(x.permute(0, 3, 1, 2), (c.left, across, c.top, down))
+        products = exact_conv2d(x, weight, (c.sy, c.sx))
         shape = (c.sn + c.n, c.held_p, c.held_q, c.held_s)
         sums = self._bytes(c.sums, 4 * int(np.prod(shape))).view(torch.int32).view(shape)
         sums = sums[c.sn :, c.sp : c.sp + c.p, c.sq : c.sq + c.q, c.so : c.so + c.o]
@@ -350,6 +350,21 @@ class Simulator:
                 f" {c.level}"
             )
         self._mhz = float(self.machine.mhz[c.level])
+
+
+def exact_conv2d(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
+    """An int8 convolution's int32 sums, by fp32 ones short enough to be exact.
+
+    Sums of integers below 2²⁴ have no rounding in fp32, in whatever order, and int8 values none in
+    the bf16 that a matmul may be allowed to read them as.
+    """
+    most = max(1, (2**24 - 1) // (128 * 128 * weight.shape[2] * weight.shape[3]))
+    total: torch.Tensor | None = None
+    for xs, ws in zip(x.split(most, 1), weight.split(most, 1), strict=True):
+        part = F.conv2d(xs.float(), ws.float(), stride=stride).to(torch.int32)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def box(c: DmaIn) -> tuple[int, int, int, int]:
