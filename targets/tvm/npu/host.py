@@ -81,18 +81,19 @@ def _compiled() -> Any:
 
 
 def run(
-    program: Program, tensors: dict[str, torch.Tensor] | None = None
+    program: Program, tensors: dict[str, torch.Tensor] | None = None, count: bool = True
 ) -> tuple[torch.Tensor | None, Counts]:
     """Run a program through the compiled host code on a simulated machine.
 
     Args:
         program: what to run.
         tensors: bytes of its tensors, see :func:`.tensors.tensors`; None counts alone.
+        count: whether to follow DRAM rows and time, see :class:`.simulator.Simulator`.
 
     Returns:
         the bytes of far memory from the output on, None if nothing was computed; and the counts.
     """
-    simulator = Simulator(program.machine, program.far_bytes, tensors is not None)
+    simulator = Simulator(program.machine, program.far_bytes, tensors is not None, count)
     simulator.write(program.far, tensors or {})
     rows = encode(program.commands)
     with _LOCK:

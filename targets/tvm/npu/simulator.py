@@ -92,14 +92,19 @@ class Simulator:
         near: the scratchpad, uint8.
     """
 
-    def __init__(self, machine: Machine, far_bytes: int, compute: bool = True) -> None:
-        """``compute=False`` counts and times without moving or multiplying anything."""
+    def __init__(
+        self, machine: Machine, far_bytes: int, compute: bool = True, count: bool = True
+    ) -> None:
+        """``compute=False`` counts and times without moving or multiplying anything.
+
+        ``count=False`` leaves DRAM rows and time out: they do not depend on the data.
+        """
         if far_bytes > machine.dram.capacity:
             raise MachineError(
                 f"machine {machine.name}: {far_bytes:,} bytes do not fit a DRAM of"
                 f" {machine.dram.capacity:,}"
             )
-        self.machine, self.compute = machine, compute
+        self.machine, self.compute, self.count = machine, compute, count
         self.far = torch.zeros(far_bytes if compute else 0, dtype=torch.uint8)
         self.near = torch.zeros(machine.scratchpad.size if compute else 0, dtype=torch.uint8)
         self.counts = Counts()
@@ -184,6 +189,8 @@ class Simulator:
                 f"machine {self.machine.name}: a transfer of {size:,} bytes at {c.near:,} leaves"
                 f" the scratchpad of {self.machine.scratchpad.size:,}"
             )
+        if not self.count:
+            return [], size
         runs = [
             Run(c.far + k * c.stride2 + j * c.stride1 + i * c.stride0, c.run, write)
             for k in range(c.count2)
