@@ -24,7 +24,7 @@ def test_unknown_option_names_the_nearest():
 
 
 def test_unknown_option_unlike_any_lists_them_all():
-    with pytest.raises(UnknownOptionError, match="known: cuda_graph, debug, dtype"):
+    with pytest.raises(UnknownOptionError, match="known: calibrate, cuda_graph, debug"):
         Options.resolve(options={"zzzzzz": 1})
 
 

@@ -67,9 +67,9 @@ def test_a_layer_is_encoded_once_and_nothing_is_kept_of_it(block, monkeypatch):
     calls: list[tuple[int, ...]] = []
     encode = encoder.encode
 
-    def counting(weight, *args):
+    def counting(weight, *args, **kwargs):
         calls.append(tuple(weight.shape))
-        return encode(weight, *args)
+        return encode(weight, *args, **kwargs)
 
     monkeypatch.setattr("zoomc.kernels.weights.op.encode", counting)
     with collect() as records:
