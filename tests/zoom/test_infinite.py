@@ -25,7 +25,8 @@ def keyframes(folder):
 def difference(a, b):
     """Mean absolute difference of two videos' pixels.
 
-    Equal runs of torch's eager operators may round differently, by how threads share the work.
+    Not their bytes: on a loaded machine two equal runs were seen to differ once, cause not found.
+    300 calls of the same UNet and VAE, and 25 encodings of the same frames, all agreed.
     """
 
     def pixels(file):
