@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -20,21 +19,6 @@ from zoomc.zoom.progress import Reporter
 
 def keyframes(folder):
     return [np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))]
-
-
-def difference(a, b):
-    """Mean absolute difference of two videos' pixels.
-
-    Not their bytes: on a loaded machine two equal runs were seen to differ once, cause not found.
-    300 calls of the same UNet and VAE, and 25 encodings of the same frames, all agreed.
-    """
-
-    def pixels(file):
-        with av.open(str(file)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        return np.stack(frames).astype(int)
-
-    return np.abs(pixels(a) - pixels(b)).mean()
 
 
 class Recorder(Reporter):
@@ -85,9 +69,9 @@ def test_same_seed_same_video(pipeline, picture, quick, tmp_path):
     first = InfiniteZoom(pipeline, compile=False)(picture, "a", tmp_path / "a.mp4", quick)
     torch.manual_seed(99)  # torch's own random state must not matter
     again = InfiniteZoom(pipeline, compile=False)(picture, "a", tmp_path / "b.mp4", quick)
-    assert difference(first, again) < 0.5
+    assert first.read_bytes() == again.read_bytes()
     other = InfiniteZoom(pipeline, compile=False)(picture, "a", tmp_path / "c.mp4", quick, seed=1)
-    assert difference(first, other) > 2
+    assert first.read_bytes() != other.read_bytes()
 
 
 @pytest.mark.parametrize("scheduler", ["pndm", "dpm++", "euler-a", "heun"])
@@ -106,7 +90,7 @@ def test_an_interrupt_changes_nothing(picture, quick, tmp_path, scheduler):
     resumed = zoom(picture, ["a", "b", "c"], tmp_path / "cut.mp4", settings)
     assert "1 of 3 keyframes" in " ".join(zoom.reporter.notes)
     assert {keyframe for keyframe, *_ in zoom.reporter.steps} == {2, 3}
-    assert difference(resumed, whole) < 0.5
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 def test_kept_keyframes_serve_other_videos(zoom, told, picture, quick, tmp_path):
