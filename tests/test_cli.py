@@ -100,6 +100,7 @@ def test_version(capsys):
         (["zoom", "--device", "gpu"], "gpu"),
         (["explain", "--part", "unett"], "did you mean 'unet'"),
         (["explain", "./nothing"], "no folder './nothing'"),
+        (["explain", "--html", "no/such/folder.html"], "no/such/folder.html"),
     ],
 )
 def test_mistakes_are_one_clear_line(capsys, tmp_path, monkeypatch, arguments, words):
@@ -174,7 +175,8 @@ def test_prompts(arguments, expected):
 def test_explain_hands_over_the_part_and_the_options(capsys, monkeypatch):
     seen = []
 
-    def explain(model, *inputs, options=None):
+    def explain(model, *inputs, options=None, profile=False):
+        assert not profile
         seen.append((type(model).__name__, [tuple(tensor.shape) for tensor in inputs], options))
         return "the report"
 

@@ -38,6 +38,7 @@ use the kept ones as well; any other change asks for --fresh.
 _EXPLAIN_EXAMPLES = """examples:
   zoomc explain                                 the built-in model's UNet
   zoomc explain path/to/pipeline --part vae -O isa=avx2
+  zoomc explain --html report.html -O target=npu -O weights=int4
 """
 
 _PART_CHOICES = ("unet", "text_encoder", "vae_encoder", "vae_decoder", "vae", "all")
@@ -251,6 +252,13 @@ def _add_explain(commands: Any) -> None:
         default="unet",
         help="which model of the pipeline (default: unet)",
     )
+    command.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write charts to one page that opens offline; kernels are timed for it",
+    )
+    command.add_argument("--png", type=Path, metavar="FILE", help="the same charts as a picture")
     _add_model(command)
 
 
@@ -396,9 +404,19 @@ def _explain(arguments: argparse.Namespace) -> int:
     import zoomc
 
     from . import demo
+    from .errors import ReportFileError
+    from .options import Options
+    from .report import save
     from .zoom.pipeline import DTYPES, PARTS, example_inputs, load_pipeline
 
     _check_device(arguments.device)
+    drawn = [path for path in (arguments.html, arguments.png) if path is not None]
+    for path in drawn:
+        if path.is_dir() or not path.parent.is_dir():
+            raise ReportFileError(f"cannot write {str(path)!r}: it is a folder, or in none")
+    # A simulated NPU takes its time, and its report none from the host's kernels.
+    profile = bool(drawn) and Options.resolve(options=options).target != "npu"
+    sections = []
     dtype = DTYPES[arguments.dtype]
     pipeline: Any
     if arguments.model is None:
@@ -410,7 +428,12 @@ def _explain(arguments: argparse.Namespace) -> int:
     for part in PARTS:
         if arguments.part == "all" or part.startswith(arguments.part):
             model, inputs = example_inputs(pipeline, part)
-            print(f"{part}\n{zoomc.explain(model, *inputs, options=options)}")
+            report = zoomc.explain(model, *inputs, options=options, profile=profile)
+            print(f"{part}\n{report}")
+            sections.append((part, report))
+    if drawn:
+        save(sections, arguments.html, arguments.png)
+        print(f"charts: {', '.join(map(str, drawn))}")
     return 0
 
 

@@ -49,6 +49,10 @@ class StaleWeightsError(ZoomcError):
     """Weights whose changes cannot be seen, so that an answer could be stale."""
 
 
+class ReportFileError(ZoomcError):
+    """A report that cannot be written where it should go."""
+
+
 class CompressedFileError(ZoomcError):
     """A file of compressed weights that is missing, damaged, or another model's."""
 
@@ -59,6 +63,7 @@ __all__ = [
     "FallbackError",
     "MissingDependencyError",
     "OptionValueError",
+    "ReportFileError",
     "StaleWeightsError",
     "TrainingError",
     "UnknownOptionError",

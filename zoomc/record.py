@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 #: ``debug`` level from which kernels are timed.
 PROFILE_LEVEL = 2
 
-_collectors: list[list[Record]] = []
+#: Who collects records, and whether they want kernels timed.
+_collectors: list[tuple[list[Record], bool]] = []
 
 
 class Record:
@@ -64,7 +65,7 @@ class Record:
         """Validate and time the kernels on these inputs, where the options ask for it."""
         if self.options.validate:
             self.validation = self.executable.validate(*inputs)  # type: ignore[union-attr]
-        if self.options.debug >= PROFILE_LEVEL:
+        if self.options.debug >= PROFILE_LEVEL or any(profile for _, profile in _collectors):
             self.kernel_seconds = self.executable.profile(*inputs)  # type: ignore[union-attr]
 
     def fail(self, reason: str) -> None:
@@ -73,19 +74,19 @@ class Record:
 
 
 @contextlib.contextmanager
-def collect() -> Iterator[list[Record]]:
-    """Collect the records of everything compiled inside the block."""
-    records: list[Record] = []
-    _collectors.append(records)
+def collect(profile: bool = False) -> Iterator[list[Record]]:
+    """Collect the records of everything compiled inside the block, kernels timed if ``profile``."""
+    collector: tuple[list[Record], bool] = ([], profile)
+    _collectors.append(collector)
     try:
-        yield records
+        yield collector[0]
     finally:
-        _collectors.remove(records)
+        _collectors[:] = [other for other in _collectors if other is not collector]
 
 
 def announce(record: Record) -> None:
     """Hand a finished record to whoever collects, and to the user who asked for debug output."""
-    for records in _collectors:
+    for records, _ in _collectors:
         records.append(record)
     if record.options.debug or record.options.validate:
         from .report import Report

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from .errors import ReportFileError
 from .options import Options
 from .record import Record, collect
 
@@ -34,6 +37,25 @@ class Report:
     def __str__(self) -> str:
         return self.text()
 
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report with its charts as one HTML file that opens offline.
+
+        Roofline, and where the target is an NPU, each layer's traffic against its lower bound,
+        energy by component, clock and power over time.
+
+        Raises:
+            ReportFileError: the file cannot be written.
+        """
+        save([("", self)], html=path)
+
+    def save_png(self, path: str | os.PathLike[str]) -> None:
+        """Write the same charts as one PNG.
+
+        Raises:
+            ReportFileError: the file cannot be written.
+        """
+        save([("", self)], png=path)
+
     def text(self, level: int = 2) -> str:
         """The report for people, by the levels of ``debug``."""
         lines = [f"zoomc: {len(self.records)} graph(s) compiled"]
@@ -54,10 +76,32 @@ class Report:
         return "\n".join(lines)
 
 
+def save(
+    sections: Sequence[tuple[str, Report]],
+    html: str | os.PathLike[str] | None = None,
+    png: str | os.PathLike[str] | None = None,
+) -> None:
+    """Write reports, each with its title, as one page and as one picture.
+
+    Raises:
+        ReportFileError: a file cannot be written.
+    """
+    from . import figures
+
+    try:
+        if html is not None:
+            Path(html).write_text(figures.html(sections), encoding="utf-8")
+        if png is not None:
+            figures.png(sections).save(png, format="PNG")
+    except OSError as error:
+        raise ReportFileError(f"the report cannot be written: {error}") from error
+
+
 def explain(
     model: torch.nn.Module,
     *inputs: Any,
     options: Mapping[str, Any] | None = None,
+    profile: bool = False,
     **kwargs: Any,
 ) -> Report:
     """Compile a model for some inputs, run it beside eager, and report.
@@ -66,6 +110,7 @@ def explain(
         model: any module, in eval mode; it is left as it was.
         *inputs: example inputs, positional.
         options: as for ``torch.compile(..., backend="zoomc", options=...)``.
+        profile: time the generated kernels, too, in six more runs.
         **kwargs: example inputs by name.
 
     Returns:
@@ -80,7 +125,7 @@ def explain(
     Options.resolve(options=options)  # a wrong option is reported before any work
     with torch.no_grad():
         expected = model(*copy.deepcopy(inputs), **copy.deepcopy(kwargs))
-        with collect() as records:
+        with collect(profile) as records:
             actual = torch.compile(model, backend=backend)(*inputs, **kwargs)
     return Report(records, relative_error(actual, expected))
 

@@ -67,6 +67,7 @@ class GpuExecutable:
                     "node": node.name,
                     "flops": kernel.flops,
                     "bytes": kernel.nbytes,
+                    "activation_bytes": kernel.activation_nbytes,
                     "notes": dict(kernel.notes),
                 }
                 for node, kernel in kernels.items()

@@ -137,6 +137,7 @@ class CpuTarget:
                     "node": node.name,
                     "flops": kernel.flops,
                     "bytes": kernel.nbytes,
+                    "activation_bytes": kernel.activation_nbytes,
                     "notes": dict(kernel.notes),
                 }
                 for node, kernel in plan.kernels.items()

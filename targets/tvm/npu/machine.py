@@ -59,6 +59,16 @@ class Machine:
                 " frequencies in ascending order"
             )
 
+    @property
+    def gops(self) -> float:
+        """10⁹ operations a second at the highest clock, two a multiply-accumulate."""
+        return 2 * self.rows * self.columns * self.mhz[-1] / 1e3
+
+    @property
+    def gbytes(self) -> float:
+        """10⁹ bytes a second from far memory at most: the DRAM's or the DMA engine's."""
+        return min(self.dram.bytes_per_ns, self.dma_bytes * self.mhz[-1] / 1e3)
+
     def memory(self, words: Words, reserved: int = 0) -> Memory:
         """The planner's view, less ``reserved`` bytes of the scratchpad.
 

@@ -64,11 +64,17 @@ class NpuTarget(CpuTarget):
             plan.fallbacks.pop(node, None)
             row = {"node": node.name, **program.plan.to_dict(), "layer": node.name}
             row["commands"] = len(program.commands)
+            row["ops"] = 2 * program.job.layer.macs
+            row["mhz"] = self.machine.mhz[-1]
             layers.append(row)
             plan.elsewhere[node] = NpuStep(node, program, op, row)
         return {
             "npu": {
                 "machine": self.machine.name,
+                "gops": self.machine.gops,
+                "gbytes": self.machine.gbytes,
+                "mhz": list(self.machine.mhz),
+                "static_mw": self.machine.static_mw,
                 "layers": layers,
                 "on_cpu": [{"node": name, "reason": reason} for name, reason in kept.items()],
             }
