@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -106,8 +107,9 @@ class Constants:
         tensor = self._packed.get(key)
         if tensor is None:
             values = [self.evaluate(node) for node in sources]
-            tensor = operand.pack.fn(*values) if operand.pack else values[0]
-            tensor = settled(tensor.detach().contiguous())
+            tensor = operand.tensor([value.detach() for value in values], room)
+            if not operand.pack:
+                tensor = settled(tensor.contiguous())
             self._packed[key] = tensor
             self._since_trim += tensor.nbytes
             if self._since_trim > _TRIM:
@@ -153,17 +155,20 @@ def settled(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, aligned and, where it is large, in pages of its own.
 
     What lives as long as the model must not lie between short-lived tensors in the allocator's
-    memory: the holes they leave could never be given back. Pages of its own may also be huge
-    ones, where the system has them.
+    memory: the holes they leave could never be given back.
     """
     if tensor.nbytes < _LARGE:
         return aligned(tensor)
-    pages = mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel built without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    copy = torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
-    return copy.copy_(tensor)
+    return room(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+
+
+def room(shape: Sequence[int], *, dtype: torch.dtype) -> torch.Tensor:
+    """An uninitialised tensor, aligned to 64 bytes; a large one in pages of its own."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE:
+        return torch.empty(shape, dtype=dtype)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
 
 
 def trim() -> None:

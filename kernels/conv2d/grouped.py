@@ -39,7 +39,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
     scratch: dict[str, TensorSpec] = {}
     if weight.constant:
-        pack = Pack("taps", lambda w: w.float().permute(2, 3, 1, 0).contiguous(), taps)
+        pack = Pack.of("taps", lambda w: w.float().permute(2, 3, 1, 0), taps)
         operands["taps"] = Operand((weight,), pack)
     else:
         operands["weight"] = Operand((weight,))

@@ -8,7 +8,7 @@ panel's codes lie its scales, one byte a column and step of 64 values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -40,14 +40,15 @@ def steps_of(weight: torch.Tensor, channels: int) -> torch.Tensor:
 
 def _scales(scale: torch.Tensor, micro: IntegerMicro, gated: bool) -> torch.Tensor:
     """Group scales ``(N, groups, ...)`` as ``(panels, steps · columns)``."""
-    steps = steps_of(scale, 1).flatten(1)[:, None]
-    return pack_panels(steps, _bytewise(micro, 1), steps.shape[-1], gated).flatten(1)
+    return _bytewise(steps_of(scale, 1).flatten(1), replace(micro, kpack=1), gated)
 
 
-def _bytewise(micro: IntegerMicro, packed: int) -> IntegerMicro:
-    from dataclasses import replace
-
-    return replace(micro, panel=torch.uint8, kpack=packed)
+def _bytewise(matrix: torch.Tensor, micro: IntegerMicro, gated: bool) -> torch.Tensor:
+    """Bytes ``(N, K)`` as ``(panels, K · columns)`` in the panels' order."""
+    rows, k = matrix.shape
+    out = torch.empty(panel_count(rows, micro, gated), k * micro.columns, dtype=torch.uint8)
+    pack_panels(out, matrix, replace(micro, panel=torch.uint8), k, gated)
+    return out
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ class Codes:
         key = ("codes", self.bits, micro.columns, micro.kpack, micro.vector, self.gated)
         if self.bits < 8:
             assert group_scale is not None
-            return Operand((weight, group_scale), Pack(key, self._pack, spec))
+            return Operand((weight, group_scale), Pack.of(key, self._pack, spec))
         values = tuple(v for v in (weight, table, group_scale) if v is not None)
-        return Operand(values, Pack(key, lambda *a: self._fit(self._int8(*a)), spec))
+        return Operand(values, Pack.of(key, lambda *a: self._fit(self._int8(*a)), spec))
 
     def correction(self, weight: Value, table: Value | None, group_scale: Value | None) -> Operand:
         """What to add to a column's sum where A's zero is not 0: int32, in panel order."""
@@ -111,18 +112,16 @@ class Codes:
             return -zero * values.sum((1, 3), dtype=torch.int32).flatten()
 
         key = ("correction", self.micro.columns, self.micro.kpack, zero, self.gated)
-        return Operand(values, Pack(key, fn, spec))
+        return Operand(values, Pack.of(key, fn, spec))
 
     def table(self, table: Value) -> Operand:
         """The table, filled up to :data:`TABLE` entries."""
         spec = TensorSpec((TABLE,), torch.int8)
-        return Operand((table,), Pack("table", lambda t: F.pad(t, (0, TABLE - len(t))), spec))
+        return Operand((table,), Pack.of("table", lambda t: F.pad(t, (0, TABLE - len(t))), spec))
 
     def _ordered(self, weight: torch.Tensor) -> torch.Tensor:
         """Bytes of ``(N, C, ...)`` as ``(panels, steps · 64 · columns)`` in the panels' order."""
-        steps = steps_of(weight, STEP).flatten(1)[:, None]
-        micro = _bytewise(self.micro, self.micro.kpack)
-        return pack_panels(steps, micro, steps.shape[-1], self.gated).flatten(1)
+        return _bytewise(steps_of(weight, STEP).flatten(1), self.micro, self.gated)
 
     def _int8(self, weight: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         if rest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -62,15 +62,20 @@ class Value:
 
 @dataclass(frozen=True)
 class Pack:
-    """A layout for a constant: ``fn`` turns the tensor (or tensors) into the packed one.
+    """A layout for a constant: ``write(out, *tensors)`` fills the packed tensor from its sources.
 
     ``key`` names the layout: same source and key, same bits, so variants share one copy.
     ``spec`` is the packed tensor's.
     """
 
     key: Hashable
-    fn: Callable[..., torch.Tensor]
+    write: Callable[..., object]
     spec: TensorSpec
+
+    @classmethod
+    def of(cls, key: Hashable, fn: Callable[..., torch.Tensor], spec: TensorSpec) -> Pack:
+        """A layout from a function that returns the packed tensor."""
+        return cls(key, lambda out, *tensors: out.copy_(fn(*tensors)), spec)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,16 @@ class Operand:
     def spec(self) -> TensorSpec:
         """Spec of what the kernel receives."""
         return self.pack.spec if self.pack else self.values[0].spec
+
+    def tensor(
+        self, tensors: Sequence[torch.Tensor], empty: Callable[..., torch.Tensor] = torch.empty
+    ) -> torch.Tensor:
+        """What the kernel receives, of its values' tensors; ``empty`` makes room as torch's."""
+        if not self.pack:
+            return tensors[0]
+        out = empty(self.pack.spec.shape, dtype=self.pack.spec.dtype)
+        self.pack.write(out, *tensors)
+        return out
 
 
 @dataclass(frozen=True)

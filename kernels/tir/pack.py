@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,12 @@ from .micro import Micro
 
 Expr = Any
 Buffer = Any
+
+#: Bytes packed at a time.
+_PART = 1 << 20
+
+#: An integer of that many bytes.
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -32,49 +39,63 @@ def _columns(weight: torch.Tensor, width: int, gated: bool) -> torch.Tensor:
     """Pad axis 0 to whole panels; gated: value columns and their gates side by side."""
     if not gated:
         pad = round_up(weight.shape[0], width) - weight.shape[0]
-        return F.pad(weight, (0, 0) * (weight.dim() - 1) + (0, pad))
+        return F.pad(weight, (0, 0) * (weight.dim() - 1) + (0, pad)) if pad else weight
     half = width // 2
     parts = [_columns(part, half, False) for part in weight.chunk(2)]
     paired = torch.stack([p.unflatten(0, (-1, half)) for p in parts], dim=1)
     return paired.flatten(0, 2)
 
 
-def panels(weight: torch.Tensor, micro: Micro, channels: int, gated: bool = False) -> torch.Tensor:
-    """Pack ``(N, runs, C)`` into ``[panel][K / kpack][columns · kpack]``.
+def panels(
+    out: torch.Tensor, weight: torch.Tensor, micro: Micro, channels: int, gated: bool = False
+) -> None:
+    """Pack ``(N, C, ...)`` into ``[panel][K / kpack][columns · kpack]``, of any shape.
 
-    ``channels`` is C with its padding; K is ``runs · channels``.
+    ``channels`` is C with its padding; K is the taps (all axes after C), each of that many.
+    A few panels at a time, so that they stay in the near cache on the way.
     """
-    weight = weight.to(micro.panel)
-    weight = F.pad(weight, (0, channels - weight.shape[-1])).flatten(1)
-    weight = _columns(weight, micro.columns, gated)
-    split = weight.view(-1, micro.columns, weight.shape[1] // micro.kpack, micro.kpack)
-    return split.transpose(1, 2).contiguous().flatten(2)
+    width = micro.columns // 2 if gated else micro.columns
+    values, *gates = weight.chunk(2) if gated else (weight,)
+    depth, taps = weight.shape[1], math.prod(weight.shape[2:])
+    # What is kpacked moves as one word.
+    word = _WORDS[micro.kpack * micro.panel.itemsize]
+    rows = out.view(-1, channels * taps * micro.columns).view(word)
+    target = rows.view(len(rows), taps, channels // micro.kpack, micro.columns)
+    few = max(1, _PART // (rows.shape[1] * word.itemsize))
+    for first in range(0, len(rows), few):
+        those = slice(first * width, (first + few) * width)
+        part = torch.cat([v[those] for v in (values, *gates)]) if gated else values[those]
+        part = _columns(part.to(micro.panel), micro.columns, gated)
+        if taps > 1:  # a matrix transposed, which torch is fast at
+            part = part.reshape(-1, taps).t().contiguous()
+        part = part.reshape(taps, -1, micro.columns, depth)
+        if channels > depth:
+            part = F.pad(part, (0, channels - depth))
+        target[first : first + few].copy_(part.contiguous().view(word).permute(1, 0, 3, 2))
 
 
 def panel_operand(value: Value, micro: Micro, channels: int, gated: bool = False) -> Operand:
     """A constant ``(N, C)`` or ``(N, C, KH, KW)`` weight as a packed operand."""
     shape = value.spec.shape
-    runs = shape[2] * shape[3] if len(shape) == 4 else 1
 
-    def fn(weight: torch.Tensor) -> torch.Tensor:
-        taps = weight.permute(0, 2, 3, 1).flatten(1, 2) if weight.dim() == 4 else weight[:, None]
-        return panels(taps, micro, channels, gated)
+    def write(out: torch.Tensor, weight: torch.Tensor) -> None:
+        panels(out, weight, micro, channels, gated)
 
     count = panel_count(shape[0], micro, gated)
-    packed = (count, runs * channels // micro.kpack, micro.columns * micro.kpack)
+    packed = (count, math.prod(shape[2:]) * channels // micro.kpack, micro.columns * micro.kpack)
     key = ("panels", micro.columns, micro.kpack, channels, gated, micro.panel)
-    return Operand((value,), Pack(key, fn, TensorSpec(packed, micro.panel)))
+    return Operand((value,), Pack(key, write, TensorSpec(packed, micro.panel)))
 
 
 def column_operand(value: Value, micro: Micro, gated: bool = False) -> Operand:
     """A constant bias ``(N,)`` as fp32, padded and ordered as the panels' columns."""
 
     def fn(bias: torch.Tensor) -> torch.Tensor:
-        return _columns(bias.float(), micro.columns, gated).contiguous()
+        return _columns(bias.float(), micro.columns, gated)
 
     length = panel_count(value.spec.shape[0], micro, gated) * micro.columns
     spec = TensorSpec((length,), torch.float32)
-    return Operand((value,), Pack(("columns", micro.columns, gated), fn, spec))
+    return Operand((value,), Pack.of(("columns", micro.columns, gated), fn, spec))
 
 
 def source_column(micro: Micro, columns: int, gated: bool, index: Expr) -> tuple[Expr, Expr]:

@@ -84,8 +84,7 @@ def load(kernel: Kernel, isa: Isa) -> Callable[[], torch.Tensor]:
     operands = []
     for operand in kernel.operands:
         tensors = [value.source for value in operand.values]
-        packed = operand.pack.fn(*tensors) if operand.pack else tensors[0]
-        operands.append(_aligned(as_storage(packed.contiguous())))
+        operands.append(_aligned(as_storage(operand.tensor(tensors).contiguous())))
     out = _aligned(torch.zeros(kernel.out.shape, dtype=kernel.out.dtype))
     # Garbage in the scratch: a kernel that relies on zeros there fails its test.
     scratch = [_aligned(_garbage(s)) for s in kernel.scratch]

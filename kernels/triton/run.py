@@ -56,7 +56,7 @@ def evaluate(kernel: Kernel, device: str = "cpu") -> torch.Tensor:
     tensors = {}
     for name, operand in kernel.operands.items():
         values = [value.source for value in operand.values]
-        tensor = operand.pack.fn(*values) if operand.pack else values[0]
+        tensor = operand.tensor(values)
         assert (tuple(tensor.shape), tensor.dtype) == (operand.spec.shape, operand.spec.dtype), name
         tensors[name] = tensor.to(device).contiguous()
     # Garbage in scratch and result: a kernel that relies on zeros there fails its test.

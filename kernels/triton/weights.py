@@ -84,7 +84,7 @@ def _pack(
     dtype: torch.dtype,
 ) -> Operand:
     constants = tuple(_constant(v) for v in values)
-    return Operand(constants, Pack(("triton", *key), fn, TensorSpec(shape, dtype)))
+    return Operand(constants, Pack.of(("triton", *key), fn, TensorSpec(shape, dtype)))
 
 
 def pack(call: Call, order: Order) -> Weights:

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from zoomc.kernels.tir import pack
 from zoomc.kernels.tir.gemm import Depth, Rows, plan
 from zoomc.kernels.tir.isa import PATHS, isa, supported
 from zoomc.kernels.tir.layout import Layout
 from zoomc.kernels.tir.micro import fetching, micro
-from zoomc.kernels.tir.pack import panels
+from zoomc.kernels.tir.pack import panel_count, panels
 
 ALL = [dataclasses.replace(path, threads=threads) for path in PATHS for threads in (1, 2, 6)]
 
@@ -44,33 +45,51 @@ def test_groups_cover_every_pixel(images, height, width, pad):
         assert rows.groups(group) <= images * height * -(-width // group)
 
 
+def packed(weight, kernel, channels, gated=False):
+    depth = channels * weight[0, 0].numel() // kernel.kpack
+    count = panel_count(len(weight), kernel, gated)
+    out = torch.empty(count, depth, kernel.columns * kernel.kpack, dtype=kernel.panel)
+    panels(out, weight, kernel, channels, gated)
+    return out
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_panels_do_not_depend_on_the_number_of_rows(path, dtype):
     few, many = micro(path, dtype, 1), micro(path, dtype, 4096)
-    weight = torch.randn(50, 3, 7)
+    weight = torch.randn(50, 7, 3)
     channels = -(-7 // many.kstep) * many.kstep
-    assert torch.equal(panels(weight, few, channels), panels(weight, many, channels))
+    assert torch.equal(packed(weight, few, channels), packed(weight, many, channels))
 
 
 def test_panel_layout():
     kernel = micro(isa(supported()[0], 2), torch.bfloat16, 1)
-    weight = torch.arange(40 * 64).view(40, 1, 64).float()
-    packed = panels(weight, kernel, 64).float()
+    weight = torch.arange(40 * 64 * 2).view(40, 64, 2).float()
+    all_panels = packed(weight, kernel, 64).float()
     n, k = kernel.columns, kernel.kpack
-    for column, at in ((0, 0), (5, 3), (39, 63)):
-        value = packed[column // n, at // k, (column % n) * k + at % k]
-        assert value == weight[column, 0, at].bfloat16().float()
+    for column, tap, at in ((0, 0, 0), (5, 0, 3), (7, 1, 2), (39, 1, 63)):
+        value = all_panels[column // n, (tap * 64 + at) // k, (column % n) * k + at % k]
+        assert value == weight[column, at, tap].bfloat16().float()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_panels_packed_in_pieces(monkeypatch, gated):
+    """However few panels fit at a time, and with weights that do not lie densely."""
+    kernel = micro(isa(supported()[0], 2), torch.bfloat16, 1)
+    weight = torch.randn(10 * kernel.columns + 6, 9, 40).transpose(1, 2)
+    whole = packed(weight, kernel, 64, gated)
+    monkeypatch.setattr(pack, "_PART", 1)
+    assert torch.equal(packed(weight, kernel, 64, gated), whole)
 
 
 def test_gated_panels_put_a_gate_beside_its_value():
     kernel = micro(isa(supported()[0], 2), torch.float32, 1)
     half = kernel.columns // 2
     weight = torch.arange(4 * half).float().view(-1, 1, 1)
-    packed = panels(weight, kernel, kernel.kstep, gated=True)[:, 0]
-    assert packed[0, 0] == 0
-    assert packed[0, half] == 2 * half
-    assert packed[1, 0] == half
+    first = packed(weight, kernel, kernel.kstep, gated=True)[:, 0]
+    assert first[0, 0] == 0
+    assert first[0, half] == 2 * half
+    assert first[1, 0] == half
 
 
 def test_fetching_covers_the_next_panel():
