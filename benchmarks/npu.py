@@ -16,9 +16,10 @@ from collections import Counter
 from networks import NETWORKS
 from zoomc.targets.errors import CapacityError
 from zoomc.targets.tiling import Conv, Layer
+from zoomc.targets.tvm.npu.clock import count
 from zoomc.targets.tvm.npu.machine import Machine, load
 from zoomc.targets.tvm.npu.program import Job, generate
-from zoomc.targets.tvm.npu.simulator import Counts, Simulator
+from zoomc.targets.tvm.npu.simulator import Counts
 
 
 def job_of(layer: Layer) -> Job | None:
@@ -40,10 +41,7 @@ def job_of(layer: Layer) -> Job | None:
 def simulate(job: Job, machine: Machine, level: int | None = None) -> tuple[int, Counts]:
     """Predicted bytes, and what running the program counts."""
     program = generate(job, machine, level)
-    simulator = Simulator(machine, program.far_bytes, compute=False)
-    for command in program.commands:
-        simulator.issue(command)
-    return program.plan.bytes, simulator.finish()
+    return program.plan.bytes, count(program)
 
 
 def main() -> None:

@@ -5,12 +5,15 @@
 Loads come from counting runs on the simulated NPU at its highest clock. Both policies choose under
 the same limit; both schedules then run, their set-frequency command in front of every layer, which
 gives the simulated gain. The voltage of a clock f is assumed to be
-(0.6 + 0.4 f / highest) of the nominal one; voltages only serve DVFS.
+(0.6 + 0.4 f / highest) of the nominal one; voltages only serve DVFS. A second baseline is one clock
+for the network whose voltage stays nominal.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 from collections import Counter
 
 from models import SD2_UNET, SD15_UNET, SD21_UNET, SDXL_UNET
@@ -19,8 +22,9 @@ from npu import job_of, simulate
 from zoomc.targets.errors import CapacityError
 from zoomc.targets.power import Load, Supply, layerwise, per_network
 from zoomc.targets.tiling import Layer
+from zoomc.targets.tvm.npu.clock import load_of
 from zoomc.targets.tvm.npu.machine import Machine, load
-from zoomc.targets.tvm.npu.program import Job
+from zoomc.targets.tvm.npu.program import Job, generate
 
 
 def networks() -> dict[str, list[Layer]]:
@@ -45,15 +49,8 @@ def loads(jobs: Counter[Job], machine: Machine) -> dict[Job, Load]:
     """Every distinct layer's load, from a counting run at the highest clock."""
     result = {}
     for job in jobs:
-        try:
-            _, counts = simulate(job, machine)
-        except CapacityError:
-            continue
-        top = machine.mhz[-1]
-        near = counts.energy["mac"] + counts.energy["scratchpad"]
-        cycles = counts.compute_ns * top / 1e3
-        dram = counts.energy["dram"]
-        result[job] = Load(job.layer.kind, cycles, counts.dma_ns, near, dram, 2 * counts.macs)
+        with contextlib.suppress(CapacityError):
+            result[job] = load_of(generate(job, machine))
     return result
 
 
@@ -69,7 +66,8 @@ def main() -> None:
     top = machine.mhz[-1]
     volts = tuple(machine.volts * (0.6 + 0.4 * f / top) for f in machine.mhz)
     static = machine.static_mw if args.static is None else args.static
-    supply = Supply(tuple(map(float, machine.mhz)), volts, static)
+    supply = Supply(tuple(map(float, machine.mhz)), volts, static, machine.standby_mw)
+    fixed = dataclasses.replace(supply, volts=(machine.volts,) * len(volts))
     wanted = args.networks.split(",") if args.networks else None
     print(f"{machine.name}, limit {args.limit:g} mW, static {static:g} mW, modelled")
     for name, layers in networks().items():
@@ -80,6 +78,7 @@ def main() -> None:
         order = [job for job in jobs if job in known for _ in range(jobs[job])]
         each = [known[job] for job in order]
         base, ours = (p(each, supply, args.limit) for p in (per_network, layerwise))
+        flat = per_network(each, fixed, args.limit)
         spent = []
         for policy in (base, ours):
             chosen = dict(zip(order, policy.levels, strict=True))
@@ -91,9 +90,11 @@ def main() -> None:
             f" simulated {spent[0] / spent[1] - 1:+.1%})"
             f"  mJ {base.nanojoules / 1e6:8.2f} -> {ours.nanojoules / 1e6:8.2f}"
             f" ({ours.nanojoules / base.nanojoules - 1:+.1%})"
+            f"  one clock at the same voltage: FPS {ours.per_second / flat.per_second - 1:+.1%},"
+            f" energy {ours.nanojoules / flat.nanojoules - 1:+.1%}"
             f"  static {base.static_share:.0%} -> {ours.static_share:.0%}"
-            f"  {ours.per_second_per_watt:.2f} FPS/W {ours.tops_per_watt:.2f} TOPS/W"
-            f"  {ours.battery_hours(args.battery):.1f} h",
+            f"  {ours.energy.per_second_per_watt:.2f} FPS/W {ours.energy.tops_per_watt:.2f} TOPS/W"
+            f"  {ours.energy.battery_hours(args.battery):.1f} h",
             flush=True,
         )
 

@@ -33,5 +33,9 @@ class CapacityError(ZoomcError):
     """No tile of a layer, however small, fits the near memory."""
 
 
+class CounterError(ZoomcError):
+    """An energy counter that this machine does not have or does not show."""
+
+
 class PowerLimitError(ZoomcError):
     """A power limit that no frequency can keep."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import PowerLimitError
 
@@ -26,7 +27,7 @@ class Load:
         cycles: clock cycles of arithmetic.
         memory_ns: nanoseconds of transfers, whatever the clock, beside the arithmetic.
         dynamic_nj: energy of arithmetic and near memory at the nominal voltage.
-        far_nj: energy of far memory, which has a supply of its own.
+        far_nj: energy of far memory beside its standby; it has a supply of its own.
         operations: multiplies and adds.
     """
 
@@ -50,24 +51,26 @@ class Supply:
         mhz: clock levels, ascending.
         volts: lowest voltage that each level runs at, ascending; the last is nominal.
         static_mw: static power at the nominal voltage; it falls with the voltage.
+        standby_mw: static power of what has a supply of its own: far memory.
     """
 
     mhz: tuple[float, ...]
     volts: tuple[float, ...]
     static_mw: float
+    standby_mw: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.mhz or len(self.mhz) != len(self.volts):
             raise PowerLimitError("every clock level needs a voltage")
         ascending = all(list(x) == sorted(x) and x[0] > 0 for x in (self.mhz, self.volts))
-        if not ascending or self.static_mw < 0:
+        if not ascending or min(self.static_mw, self.standby_mw) < 0:
             raise PowerLimitError(
                 "clock levels and voltages must be positive and ascending, static power ≥ 0"
             )
 
     def static(self, level: int) -> float:
         """Static milliwatts at a level's voltage."""
-        return self.static_mw * self.volts[level] / self.volts[-1]
+        return self.static_mw * self.volts[level] / self.volts[-1] + self.standby_mw
 
 
 def milliwatts(load: Load, supply: Supply, level: int, voltage: int) -> float:
@@ -76,6 +79,70 @@ def milliwatts(load: Load, supply: Supply, level: int, voltage: int) -> float:
     moved = load.dynamic_nj * ratio + load.far_nj
     time = load.nanoseconds(supply.mhz[level])
     return supply.static(voltage) + (moved / time * 1e3 if time else 0.0)
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy and time of one step: a call of the compiled model.
+
+    Attributes:
+        joules: a step.
+        seconds: a step.
+        operations: multiplies and adds a step; 0 = not known.
+        source: ``modelled``, or which counter measured it.
+
+    Raises:
+        PowerLimitError: energy or time that is not positive.
+    """
+
+    joules: float
+    seconds: float
+    operations: int = 0
+    source: str = "modelled"
+
+    def __post_init__(self) -> None:
+        if not (self.joules > 0 and self.seconds > 0):
+            raise PowerLimitError(
+                f"a step of {self.joules:g} J in {self.seconds:g} s: both must be positive"
+            )
+
+    @property
+    def watts(self) -> float:
+        """Mean power."""
+        return self.joules / self.seconds
+
+    @property
+    def per_second_per_watt(self) -> float:
+        """FPS/W, or steps a second a watt: steps a joule."""
+        return 1 / self.joules
+
+    @property
+    def tops_per_watt(self) -> float:
+        """Tera-operations a joule."""
+        return self.operations / self.joules / 1e12
+
+    def battery_hours(self, watt_hours: float) -> float:
+        """How long a battery lasts, step after step without a pause."""
+        return watt_hours / self.watts
+
+    def per_frame(self, steps: int, frames: int) -> float:
+        """Joules of denoising a frame: ``steps`` a keyframe, spread over its ``frames``."""
+        return self.joules * steps / frames
+
+    def per_zoom_second(self, steps: int, frames: int, fps: float) -> float:
+        """Joules of denoising a second of video at ``fps`` frames."""
+        return self.per_frame(steps, frames) * fps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "source": self.source,
+            "joules": self.joules,
+            "seconds": self.seconds,
+            "watts": self.watts,
+            "steps_per_joule": self.per_second_per_watt,
+            "tops_per_watt": self.tops_per_watt,
+        }
 
 
 @dataclass(frozen=True)
@@ -102,23 +169,9 @@ class Outcome:
         return 1e9 / self.nanoseconds
 
     @property
-    def watts(self) -> float:
-        """Mean power."""
-        return self.nanojoules / self.nanoseconds
-
-    @property
-    def per_second_per_watt(self) -> float:
-        """FPS/W: runs a joule."""
-        return 1e9 / self.nanojoules
-
-    @property
-    def tops_per_watt(self) -> float:
-        """Tera-operations a joule."""
-        return self.operations / self.nanojoules / 1e3
-
-    def battery_hours(self, watt_hours: float) -> float:
-        """How long a battery lasts, running without a pause."""
-        return watt_hours / self.watts
+    def energy(self) -> Energy:
+        """Of the network once, modelled."""
+        return Energy(self.nanojoules / 1e9, self.nanoseconds / 1e9, self.operations)
 
 
 def layerwise(loads: Sequence[Load], supply: Supply, limit_mw: float) -> Outcome:

@@ -73,6 +73,18 @@ def _fraction(name: str, value: Any) -> Any:
     return number
 
 
+def _milliwatts(name: str, value: Any) -> Any:
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 < number < float("inf"):
+        raise OptionValueError(name, value, "milliwatts, such as 1200")
+    return number
+
+
 def _name(name: str, value: Any) -> Any:
     if isinstance(value, (str, os.PathLike)) and os.fspath(value):
         return os.fspath(value)
@@ -134,6 +146,12 @@ class Options:
         _name,
         "machine of the NPU target: eyeriss, mobile, systolic, or the path of a TOML file",
     )
+    power_limit: float | None = _option(
+        None,
+        _milliwatts,
+        "milliwatts the NPU and its memory may take: each layer runs at the highest clock that"
+        " keeps it",
+    )
     threads: int = _option(
         0, _integer(0, 1024), "worker threads; 0 = as many as torch.get_num_threads()"
     )
@@ -170,6 +188,8 @@ class Options:
             raise OptionValueError(
                 "max_error", self.max_error, 'effect only with weights that lose something: "int4"'
             )
+        if self.power_limit is not None and self.target != "npu":
+            raise OptionValueError("power_limit", self.power_limit, 'effect only with target="npu"')
 
     @classmethod
     def resolve(cls, mode: str | None = None, options: Mapping[str, Any] | None = None) -> Options:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import lines
 from .errors import ReportFileError
 from .options import Options
 from .record import Record, collect
+from .targets.counters import counter as find_counter
+from .targets.counters import measure
+from .targets.errors import CounterError, PowerLimitError
+from .targets.power import Energy
 
 
 class Report:
@@ -24,18 +28,60 @@ class Report:
     Attributes:
         records: one per compiled graph.
         error: relative error of the outputs against eager (2-norm), None if not measured.
+        measured: energy of a call by the machine's own counter; why not, where there is none;
+            None where nobody asked.
     """
 
-    def __init__(self, records: Sequence[Record], error: float | None = None) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        error: float | None = None,
+        measured: Energy | str | None = None,
+    ) -> None:
         self.records = list(records)
         self.error = error
+        self.measured = measured
+
+    @property
+    def energy(self) -> Energy | None:
+        """Energy of a call: measured, or modelled on an NPU without its host; None if neither."""
+        if isinstance(self.measured, Energy):
+            return self.measured
+        return modelled_energy([_graph(record) for record in self.records])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON."""
-        return {"graphs": [_graph(record) for record in self.records], "error": self.error}
+        energy = self.energy
+        return {
+            "graphs": [_graph(record) for record in self.records],
+            "error": self.error,
+            "energy": energy.to_dict() if energy else None,
+        }
 
     def __str__(self) -> str:
         return self.text()
+
+    def text(self, level: int = 2) -> str:
+        """The report for people, by the levels of ``debug``."""
+        text = [f"zoomc: {len(self.records)} graph(s) compiled"]
+        if self.error is not None:
+            text.append(f"error against eager: {self.error:.2e} (relative, 2-norm)")
+        why = self.measured if isinstance(self.measured, str) else ""
+        text += lines.energy_lines(self.energy, why)
+        for index, graph in enumerate(self.to_dict()["graphs"]):
+            record = self.records[index]
+            text += ["", f"graph {index}", *lines.summary(graph)]
+            text += lines.validation_lines(record.validation)
+            if level >= 2:
+                text += lines.kernel_lines(graph, notes=level >= 3)
+            if level >= 3:
+                text += lines.layer_lines(graph)
+                text += lines.pass_lines(record)
+            if level >= 4 and record.executable:
+                text += [f"; {symbol}\n{source}" for symbol, source in record.executable.source()]
+            if level >= 5 and record.graph is not None:
+                text.append(record.graph.print_readable(print_output=False))
+        return "\n".join(text)
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report with its charts as one HTML file that opens offline.
@@ -55,25 +101,6 @@ class Report:
             ReportFileError: the file cannot be written.
         """
         save([("", self)], png=path)
-
-    def text(self, level: int = 2) -> str:
-        """The report for people, by the levels of ``debug``."""
-        lines = [f"zoomc: {len(self.records)} graph(s) compiled"]
-        if self.error is not None:
-            lines.append(f"error against eager: {self.error:.2e} (relative, 2-norm)")
-        for index, graph in enumerate(self.to_dict()["graphs"]):
-            record = self.records[index]
-            lines += ["", f"graph {index}", *_summary(graph), *_validation_lines(record.validation)]
-            if level >= 2:
-                lines += _kernel_lines(graph, notes=level >= 3)
-            if level >= 3:
-                lines += _layer_lines(graph)
-                lines += _pass_lines(record)
-            if level >= 4 and record.executable:
-                lines += [f"; {symbol}\n{text}" for symbol, text in record.executable.source()]
-            if level >= 5 and record.graph is not None:
-                lines.append(record.graph.print_readable(print_output=False))
-        return "\n".join(lines)
 
 
 def save(
@@ -110,7 +137,8 @@ def explain(
         model: any module, in eval mode; it is left as it was.
         *inputs: example inputs, positional.
         options: as for ``torch.compile(..., backend="zoomc", options=...)``.
-        profile: time the generated kernels, too, in six more runs.
+        profile: time the generated kernels, too, in six more runs, and measure energy for two
+            seconds where the machine counts it.
         **kwargs: example inputs by name.
 
     Returns:
@@ -126,8 +154,43 @@ def explain(
     with torch.no_grad():
         expected = model(*copy.deepcopy(inputs), **copy.deepcopy(kwargs))
         with collect(profile) as records:
-            actual = torch.compile(model, backend=backend)(*inputs, **kwargs)
-    return Report(records, relative_error(actual, expected))
+            compiled = torch.compile(model, backend=backend)
+            actual = compiled(*inputs, **kwargs)
+        error = relative_error(actual, expected)
+        if not profile:
+            return Report(records, error)
+        return Report(records, error, _measured(lambda: compiled(*inputs, **kwargs), records))
+
+
+def _measured(run: Callable[[], object], records: Sequence[Record]) -> Energy | str:
+    """Energy of a call by the machine's counter; why not, where it has none."""
+    graphs = [_graph(record) for record in records]
+    target = next((graph["target"] for graph in graphs if graph["target"]), "cpu")
+
+    def whole() -> None:
+        run()
+        if target == "triton":
+            torch.cuda.synchronize()
+
+    try:
+        counter = find_counter("cuda" if target == "triton" else "cpu")
+        return measure(whole, counter, sum(graph["flops"] for graph in graphs))
+    except (CounterError, PowerLimitError) as error:
+        return str(error)
+
+
+def modelled_energy(graphs: Sequence[Mapping[str, Any]]) -> Energy | None:
+    """What the simulated NPUs of some graphs took, their hosts left out; None without any."""
+    rows = [row for graph in graphs for row in (graph["npu"] or {"layers": []})["layers"]]
+    counted = [(row["ops"], row["counted"]) for row in rows if "counted" in row]
+    if not counted:
+        return None
+    return Energy(
+        sum(sum(c["nanojoules"].values()) for _, c in counted) / 1e9,
+        sum(c["nanoseconds"] for _, c in counted) / 1e9,
+        sum(operations for operations, _ in counted),
+        "modelled, the NPU without its host",
+    )
 
 
 def relative_error(actual: Any, expected: Any) -> float:
@@ -175,119 +238,3 @@ def _graph(record: Record) -> dict[str, Any]:
         "npu": report.get("npu"),
         "seconds": stages,
     }
-
-
-def _summary(graph: Mapping[str, Any]) -> list[str]:
-    seconds = ", ".join(f"{name} {value:.2f}" for name, value in graph["seconds"].items())
-    lines = [
-        f"  target       {graph['target']} ({graph['isa']}, {graph['threads']} threads)",
-        f"  kernels      {len(graph['kernels'])} calls of {graph['distinct_kernels']} kernels",
-        f"  arithmetic   {graph['flops'] / 1e9:.1f} GFLOP",
-        f"  weights      {graph['weight_bytes'] / 1e6:.1f} MB packed",
-        f"  activations  {graph['activation_bytes'] / 1e6:.1f} MB read and written",
-        f"  seconds      {sum(graph['seconds'].values()):.2f} ({seconds})",
-        "  fusions",
-    ]
-    lines += [f"    {count:5d}  {rule}" for rule, count in graph["fusions"].items()] or ["    none"]
-    lines.append(f"  fallbacks    {len(graph['fallbacks']) or 'none'}")
-    lines += [f"    {f['node']} ({f['operator']}): {f['reason']}" for f in graph["fallbacks"]]
-    return lines + _encoding_lines(graph) + _npu_lines(graph)
-
-
-def _npu_lines(graph: Mapping[str, Any]) -> list[str]:
-    """What runs on the NPU, what it moved beside the prediction, and what stays on the CPU."""
-    npu = graph["npu"]
-    if npu is None:
-        return []
-    layers = npu["layers"]
-    lines = [
-        f"  npu          {npu['machine']}: {len(layers)} layers,"
-        f" {sum(layer['bytes'] for layer in layers) / 1e6:.3f} MB predicted,"
-        f" {sum(layer['bound_bytes'] for layer in layers) / 1e6:.3f} MB the least possible"
-    ]
-    counted = [layer["counted"] for layer in layers if "counted" in layer]
-    if counted:
-        joules = sum(sum(c["nanojoules"].values()) for c in counted)
-        lines.append(
-            f"    simulated  {sum(c['bytes'] for c in counted) / 1e6:.3f} MB moved,"
-            f" {sum(c['nanoseconds'] for c in counted) / 1e6:.3f} ms, {joules / 1e6:.3f} mJ"
-        )
-    reasons = Counter(row["reason"] for row in npu["on_cpu"])
-    lines += [f"    {count:5d}  on the CPU: {reason}" for reason, count in reasons.most_common()]
-    return lines
-
-
-def _encoding_lines(graph: Mapping[str, Any]) -> list[str]:
-    """Layers by encoding, and by the reason where it is not the one asked for."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for layer in graph["layers"]:
-        groups.setdefault((layer["encoding"], layer["reason"]), []).append(layer)
-    if not groups:
-        return []
-    total = sum(layer["bits"] for layer in graph["layers"]) / 8e6
-    error = graph["encoding_error"]
-    measured = "" if error is None else f", causing an error of {error:.2e} (relative, 2-norm)"
-    lines = [f"  encodings    {total:.1f} MB in {len(graph['layers'])} layers{measured}"]
-    for (encoding, reason), group in sorted(groups.items()):
-        megabytes = sum(layer["bits"] for layer in group) / 8e6
-        why = f"  {reason}" if reason else ""
-        lines.append(f"    {len(group):5d}  {encoding:10s} {megabytes:8.2f} MB{why}")
-    return lines
-
-
-def _layer_lines(graph: Mapping[str, Any]) -> list[str]:
-    """How each layer's weight is stored."""
-    if not graph["layers"]:
-        return []
-    lines = ["  encoding      bits a weight        kB     error  weight"]
-    for layer in graph["layers"]:
-        count = math.prod(layer["shape"])
-        error = "        -" if layer["error"] is None else f"{layer['error']:9.2e}"
-        lines.append(
-            f"  {layer['encoding']:14s} {layer['bits'] / count:12.2f} {layer['bits'] / 8e3:9.1f}"
-            f" {error}  {layer['weight']} {tuple(layer['shape'])}"
-        )
-    return lines
-
-
-def _kernel_lines(graph: Mapping[str, Any], notes: bool) -> list[str]:
-    """One line per distinct kernel, slowest first where timed, else heaviest first."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for kernel in graph["kernels"]:
-        groups.setdefault(kernel["symbol"], []).append(kernel)
-    seconds = graph["kernel_seconds"]
-
-    def weight(group: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
-        return seconds.get(group[0]["symbol"], 0.0), sum(k["flops"] for k in group)
-
-    lines = ["  calls    GFLOP       MB       ms  GFLOP/s    GB/s  kernel"]
-    for group in sorted(groups.values(), key=weight, reverse=True):
-        spent, flops = weight(group)
-        moved = sum(k["bytes"] for k in group)
-        timed = (
-            f"{spent * 1e3:8.2f} {flops / spent / 1e9:8.0f} {moved / spent / 1e9:7.1f}"
-            if spent
-            else f"{'-':>8} {'-':>8} {'-':>7}"
-        )
-        line = (
-            f"  {len(group):5d} {flops / 1e9:8.2f} {moved / 1e6:8.1f} {timed}  {group[0]['name']}"
-        )
-        if notes:
-            line += "".join(f" {k}={v}" for k, v in group[0]["notes"].items())
-        lines.append(line)
-    return lines
-
-
-def _validation_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every kernel's error against its reference, worst first."""
-    if not rows:
-        return []
-    lines = ["  kernels against their references (relative error, 2-norm)"]
-    for row in sorted(rows, key=lambda r: (r["finite"], -r["error"])):
-        odd = "" if row["finite"] else "  NOT FINITE where the reference is, or the reverse"
-        lines.append(f"    {row['error']:9.2e}  {row['node']} ({row['kernel']}){odd}")
-    return lines
-
-
-def _pass_lines(record: Record) -> list[str]:
-    return ["", str(record.trace)] if record.trace else []

@@ -179,3 +179,18 @@ def test_memory_is_returned():
     gc.collect()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= before + (4 << 20)
+
+
+def test_the_gpu_counts_its_energy():
+    from zoomc.targets.counters import counter, measure
+
+    x = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+
+    def work():
+        for _ in range(50):
+            x @ x
+        torch.cuda.synchronize()
+
+    found = measure(work, counter("cuda"), 50 * 2 * 4096**3)
+    assert 20 < found.watts < 2000
+    assert found.source == "measured by NVML"

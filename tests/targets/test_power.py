@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoomc.targets.errors import PowerLimitError
-from zoomc.targets.power import Load, Supply, layerwise, milliwatts, outcome, per_network
+from zoomc.targets.power import Energy, Load, Supply, layerwise, milliwatts, outcome, per_network
 
 SUPPLY = Supply((200, 400, 800), (0.6, 0.7, 0.9), 100.0)
 LOADS = st.lists(
@@ -86,10 +86,17 @@ def test_figures_follow_from_time_and_energy():
     assert found.nanoseconds == 1e6
     assert found.nanojoules == pytest.approx(1.5e6 + 100 * 1e6 / 1e3)
     assert found.per_second == 1000
-    assert found.watts == pytest.approx(1.6)
-    assert found.per_second_per_watt == pytest.approx(1000 / 1.6)
-    assert found.tops_per_watt == pytest.approx(1e9 / 1e12 / 1.6e-3)
-    assert found.battery_hours(16) == pytest.approx(10)
+    energy = found.energy
+    assert energy.watts == pytest.approx(1.6)
+    assert energy.per_second_per_watt == pytest.approx(1000 / 1.6)
+    assert energy.tops_per_watt == pytest.approx(1e9 / 1e12 / 1.6e-3)
+    assert energy.battery_hours(16) == pytest.approx(10)
+    assert energy.per_frame(20, 5) == pytest.approx(4 * 1.6e-3)
+    assert energy.per_zoom_second(20, 5, 15) == pytest.approx(60 * 1.6e-3)
+    assert energy.source == "modelled"
+    for joules, seconds in ((0.0, 1.0), (1.0, -1.0), (float("nan"), 1.0)):
+        with pytest.raises(PowerLimitError, match="positive"):
+            Energy(joules, seconds)
 
 
 def test_the_published_gains_belong_together():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..targets.power import Energy
 from . import charts
 from .canvas import Canvas
 from .charts import Point
@@ -65,14 +66,20 @@ def facts(graph: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("predicted", f"{sum(r['bytes'] for r in layers) / 1e6:.2f} MB"))
     counted = _counted(graph)
     if counted:
-        time = sum(row["counted"]["nanoseconds"] for row in counted)
-        joules = sum(sum(row["counted"]["nanojoules"].values()) for row in counted)
-        found += [
-            ("moved", f"{sum(row['counted']['bytes'] for row in counted) / 1e6:.2f} MB"),
-            ("NPU time", f"{time / 1e6:.2f} ms a step"),
-            ("NPU energy", f"{joules / 1e6:.2f} mJ a step"),
-            ("NPU power", f"{joules / time:.2f} W"),
-        ]
+        moved = sum(row["counted"]["bytes"] for row in counted)
+        found.append(("moved", f"{moved / 1e6:.2f} MB"))
+    return found
+
+
+def energy_facts(energy: Energy) -> list[tuple[str, str]]:
+    """The figures of a report's energy."""
+    found = [
+        ("energy", energy.source.split(",")[0]),
+        ("a step", f"{energy.joules * 1e3:.3g} mJ, {energy.seconds * 1e3:.3g} ms"),
+        ("mean power", f"{energy.watts:.3g} W"),
+    ]
+    if energy.operations:
+        found.append(("efficiency", f"{energy.tops_per_watt:.3g} TOPS/W"))
     return found
 
 

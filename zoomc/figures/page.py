@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .canvas import Canvas, Line, Text, paint, stylesheet
 from .charts import WIDTH
-from .content import Figure, facts, figures
+from .content import Figure, energy_facts, facts, figures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,7 +91,8 @@ def _graphs(title: str, report: Report) -> list[tuple[str, dict[str, object]]]:
 
 def _facts(report: Report, graph: dict[str, object]) -> list[tuple[str, str]]:
     error = [] if report.error is None else [("error against eager", f"{report.error:.1e}")]
-    return facts(graph) + error
+    energy = energy_facts(report.energy) if report.energy else []
+    return facts(graph) + energy + error
 
 
 def _header(name: str, pairs: Sequence[tuple[str, str]]) -> Canvas:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,11 @@ class Machine:
     def gops(self) -> float:
         """10⁹ operations a second at the highest clock, two a multiply-accumulate."""
         return 2 * self.rows * self.columns * self.mhz[-1] / 1e3
+
+    @property
+    def standby_mw(self) -> float:
+        """Power of the DRAM while nobody asks it for anything."""
+        return self.dram.background_nj / self.dram.burst_ns * 1e3
 
     @property
     def gbytes(self) -> float:
@@ -179,6 +185,8 @@ class _Reader:
         value = self._left.pop(name)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if kind is float and isinstance(value, float) and not math.isfinite(value):
+            raise MachineError(f"{self.where}: {name} is {value}; it must be finite")
         if not isinstance(value, kind) or isinstance(value, bool):
             raise MachineError(f"{self.where}: {name} is {value!r}; it must be a {kind.__name__}")
         return value

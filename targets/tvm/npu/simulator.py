@@ -147,9 +147,9 @@ class Simulator:
         counts, machine, cost = self.counts, self.machine, self._rows.finish()
         counts.hits, counts.misses, counts.conflicts = cost.hits, cost.misses, cost.conflicts
         counts.nanoseconds = max(self._dma, self._array)
-        standby = machine.dram.background_nj / machine.dram.burst_ns
         counts.energy = {
-            "dram": cost.nanojoules + standby * (counts.nanoseconds - cost.nanoseconds),
+            "dram": cost.nanojoules
+            + machine.standby_mw * (counts.nanoseconds - cost.nanoseconds) / 1e3,
             "scratchpad": self._scratch_bytes * machine.scratchpad_pj / 1e3,
             "mac": counts.macs * machine.mac_pj / 1e3,
             "static": machine.static_mw * counts.nanoseconds / 1e3,

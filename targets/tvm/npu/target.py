@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from ....kernels.tir.kernel import Unsupported
-from ...errors import CapacityError
+from ...errors import CapacityError, LayerError
 from ..cpu import CpuTarget
 from ..executable import EagerStep
 from ..plan import Plan, arguments, op_name
 from . import host
+from .clock import check_limit, levels
+from .commands import Frequency
 from .machine import load
 from .program import Job, Program, generate
 from .simulator import Counts
@@ -35,6 +37,7 @@ class NpuTarget(CpuTarget):
 
     Raises:
         MachineError: the machine's description is wrong, or there is none of that name.
+        PowerLimitError: the limit is below what the machine takes while it does nothing.
     """
 
     name = "npu"
@@ -42,13 +45,16 @@ class NpuTarget(CpuTarget):
     def __init__(self, options: Any) -> None:
         """``options`` is the compiler's options dataclass (npu, and those of the CPU target)."""
         self.machine = load(options.npu)
+        self.limit_mw = options.power_limit
+        if self.limit_mw is not None:
+            check_limit(self.machine, self.limit_mw)
         super().__init__(options)
 
     def offload(self, gm: fx.GraphModule, plan: Plan) -> dict[str, Any]:
         """Give the machine every layer it can run."""
         programs: dict[Job, Program] = {}
         kept: dict[str, str] = {}
-        layers: list[dict[str, Any]] = []
+        steps: list[NpuStep] = []
         for node in gm.graph.nodes:
             if node.op != "call_function" or node in plan.constant:
                 continue
@@ -57,17 +63,20 @@ class NpuTarget(CpuTarget):
                 continue
             try:
                 program = self._program(node, op, plan, programs)
-            except (Unsupported, CapacityError) as reason:
+            except (Unsupported, CapacityError, LayerError) as reason:
                 kept[node.name] = str(reason)
                 continue
             plan.kernels.pop(node, None)
             plan.fallbacks.pop(node, None)
             row = {"node": node.name, **program.plan.to_dict(), "layer": node.name}
-            row["commands"] = len(program.commands)
             row["ops"] = 2 * program.job.layer.macs
             row["mhz"] = self.machine.mhz[-1]
-            layers.append(row)
-            plan.elsewhere[node] = NpuStep(node, program, op, row)
+            step = plan.elsewhere[node] = NpuStep(node, program, op, row)
+            steps.append(step)
+        if self.limit_mw is not None:
+            self._keep(self.limit_mw, list(programs.values()), steps)
+        for step in steps:
+            step.report["commands"] = len(step.program.commands)
         return {
             "npu": {
                 "machine": self.machine.name,
@@ -75,10 +84,20 @@ class NpuTarget(CpuTarget):
                 "gbytes": self.machine.gbytes,
                 "mhz": list(self.machine.mhz),
                 "static_mw": self.machine.static_mw,
-                "layers": layers,
+                "limit_mw": self.limit_mw,
+                "layers": [step.report for step in steps],
                 "on_cpu": [{"node": name, "reason": reason} for name, reason in kept.items()],
             }
         }
+
+    def _keep(self, limit_mw: float, programs: list[Program], steps: list[NpuStep]) -> None:
+        """Put a set-frequency command in front of every layer."""
+        chosen = {}
+        for program, level in zip(programs, levels(programs, self.machine, limit_mw), strict=True):
+            commands = (Frequency(level), *program.commands)
+            chosen[program.job] = replace(program, commands=commands), self.machine.mhz[level]
+        for step in steps:
+            step.program, step.report["mhz"] = chosen[step.program.job]
 
     def _program(self, node: fx.Node, op: str, plan: Plan, programs: dict[Job, Program]) -> Program:
         values = arguments(node)

@@ -55,6 +55,9 @@ def test_a_file_of_its_own(tmp_path):
         ("clock.mhz", [400, 200], "ascending"),
         ("clock.volts", 0, "volts must be positive"),
         ("power.static_mw", -1.0, "static_mw cannot be negative"),
+        ("power.static_mw", float("inf"), "must be finite"),
+        ("clock.volts", float("nan"), "must be finite"),
+        ("clock", 5, "clock.mhz is missing"),
         ("power.watts", 3, "unknown power.watts"),
     ],
 )

@@ -94,3 +94,63 @@ def test_unknown_machines_are_refused():
     assert isinstance(caught.value, ZoomcError) or caught.value.__cause__ is not None
     with pytest.raises(OptionValueError, match="npu"):
         zoomc.Options(npu="")
+
+
+def powers(report):
+    """Milliwatts of each layer."""
+    (graph,) = report.to_dict()["graphs"]
+    counted = [row["counted"] for row in graph["npu"]["layers"]]
+    return [sum(c["nanojoules"].values()) / c["nanoseconds"] * 1e3 for c in counted]
+
+
+def test_a_power_limit_is_kept_by_slower_clocks_and_changes_nothing_else():
+    torch.manual_seed(0)
+    model, x = Small().eval(), torch.randn(2, 32, 12, 12)
+    free = zoomc.explain(model, x, options=options("npu", npu="eyeriss"))
+    torch._dynamo.reset()
+    limit = 0.8 * max(powers(free))
+    limited = zoomc.explain(model, x, options=options("npu", npu="eyeriss", power_limit=limit))
+    assert max(powers(limited)) <= limit < max(powers(free))
+    assert limited.error == free.error
+    before, after = (r.to_dict()["graphs"][0]["npu"] for r in (free, limited))
+    assert after["limit_mw"] == limit and before["limit_mw"] is None
+    slower = [b["mhz"] < a["mhz"] for a, b in zip(before["layers"], after["layers"], strict=True)]
+    assert any(slower)
+    for a, b in zip(before["layers"], after["layers"], strict=True):
+        assert b["counted"]["bytes"] == a["counted"]["bytes"] == b["bytes"]
+        assert b["commands"] == a["commands"] + 1  # set-frequency
+    energy = limited.to_dict()["energy"]
+    assert energy["source"].startswith("modelled") and energy["watts"] * 1e3 <= limit
+    assert "energy (modelled" in str(limited) and "mJ a zoom second" in str(limited)
+
+
+def test_limits_that_cannot_be_kept_are_refused():
+    model, x = Small().eval(), torch.randn(1, 32, 6, 6)
+    for limit, words in ((29.0, "doing nothing"), (98.0, "takes at least")):
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match=words):
+            zoomc.explain(model, x, options=options("npu", npu="eyeriss", power_limit=limit))
+    for wrong in (0, -5, "much", True, float("inf")):
+        with pytest.raises(OptionValueError, match="milliwatts"):
+            zoomc.Options(target="npu", power_limit=wrong)
+    with pytest.raises(OptionValueError, match="only with target"):
+        zoomc.Options(power_limit=100)
+
+
+class Empty(nn.Module):
+    """One layer of no rows, one of a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none, self.one = nn.Linear(64, 64), nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.none(x), self.one(y)
+
+
+def test_layers_of_nothing_and_of_one_number():
+    model, inputs = Empty().eval(), (torch.ones(0, 64), torch.ones(1, 1, 1, 1))
+    report = zoomc.explain(model, *inputs, options={"target": "npu", "weights": "int8"})
+    (graph,) = report.to_dict()["graphs"]
+    assert len(graph["npu"]["layers"]) + len(graph["npu"]["on_cpu"]) == 2
+    assert report.error < 0.02

@@ -1,0 +1,150 @@
+"""A report in words: the lines of each part, from a graph's figures."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .record import Record
+from .targets.power import Energy
+from .zoom.settings import ZoomSettings
+
+#: A telephone's battery, for a figure of hours.
+BATTERY_WH = 15.0
+
+
+def energy_lines(energy: Energy | None, why: str = "") -> list[str]:
+    """Energy a step, a frame and a zoom second, as a zoom with default settings spends it."""
+    if energy is None:
+        return [f"energy: not known, {why}"] if why else []
+    zoom = ZoomSettings()
+    steps, frames, fps = zoom.steps, zoom.frames_per_keyframe, zoom.fps
+    tops = f", {energy.tops_per_watt:.3g} TOPS/W" if energy.operations else ""
+    return [
+        f"energy ({energy.source}): {energy.joules * 1e3:.4g} mJ a step, {energy.watts:.3g} W,"
+        f" {energy.per_second_per_watt:.4g} steps/s/W{tops}",
+        f"    with {steps} steps a keyframe of {frames} frames, at {fps:g} a second:"
+        f" {energy.per_frame(steps, frames) * 1e3:.4g} mJ a frame,"
+        f" {energy.per_zoom_second(steps, frames, fps) * 1e3:.4g} mJ a zoom second;"
+        f" {energy.battery_hours(BATTERY_WH):.3g} h on {BATTERY_WH:g} Wh",
+    ]
+
+
+def summary(graph: Mapping[str, Any]) -> list[str]:
+    """Target, kernels, arithmetic, bytes, time by stage, fusions and fallbacks."""
+    seconds = ", ".join(f"{name} {value:.2f}" for name, value in graph["seconds"].items())
+    lines = [
+        f"  target       {graph['target']} ({graph['isa']}, {graph['threads']} threads)",
+        f"  kernels      {len(graph['kernels'])} calls of {graph['distinct_kernels']} kernels",
+        f"  arithmetic   {graph['flops'] / 1e9:.1f} GFLOP",
+        f"  weights      {graph['weight_bytes'] / 1e6:.1f} MB packed",
+        f"  activations  {graph['activation_bytes'] / 1e6:.1f} MB read and written",
+        f"  seconds      {sum(graph['seconds'].values()):.2f} ({seconds})",
+        "  fusions",
+    ]
+    lines += [f"    {count:5d}  {rule}" for rule, count in graph["fusions"].items()] or ["    none"]
+    lines.append(f"  fallbacks    {len(graph['fallbacks']) or 'none'}")
+    lines += [f"    {f['node']} ({f['operator']}): {f['reason']}" for f in graph["fallbacks"]]
+    return lines + _encoding_lines(graph) + _npu_lines(graph)
+
+
+def _npu_lines(graph: Mapping[str, Any]) -> list[str]:
+    """What runs on the NPU, what it moved beside the prediction, and what stays on the CPU."""
+    npu = graph["npu"]
+    if npu is None:
+        return []
+    layers = npu["layers"]
+    lines = [
+        f"  npu          {npu['machine']}: {len(layers)} layers,"
+        f" {sum(layer['bytes'] for layer in layers) / 1e6:.3f} MB predicted,"
+        f" {sum(layer['bound_bytes'] for layer in layers) / 1e6:.3f} MB the least possible"
+    ]
+    counted = [layer["counted"] for layer in layers if "counted" in layer]
+    if counted:
+        joules = sum(sum(c["nanojoules"].values()) for c in counted)
+        lines.append(
+            f"    simulated  {sum(c['bytes'] for c in counted) / 1e6:.3f} MB moved,"
+            f" {sum(c['nanoseconds'] for c in counted) / 1e6:.3f} ms, {joules / 1e6:.3f} mJ"
+        )
+    reasons = Counter(row["reason"] for row in npu["on_cpu"])
+    lines += [f"    {count:5d}  on the CPU: {reason}" for reason, count in reasons.most_common()]
+    return lines
+
+
+def _encoding_lines(graph: Mapping[str, Any]) -> list[str]:
+    """Layers by encoding, and by the reason where it is not the one asked for."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for layer in graph["layers"]:
+        groups.setdefault((layer["encoding"], layer["reason"]), []).append(layer)
+    if not groups:
+        return []
+    total = sum(layer["bits"] for layer in graph["layers"]) / 8e6
+    error = graph["encoding_error"]
+    measured = "" if error is None else f", causing an error of {error:.2e} (relative, 2-norm)"
+    lines = [f"  encodings    {total:.1f} MB in {len(graph['layers'])} layers{measured}"]
+    for (encoding, reason), group in sorted(groups.items()):
+        megabytes = sum(layer["bits"] for layer in group) / 8e6
+        why = f"  {reason}" if reason else ""
+        lines.append(f"    {len(group):5d}  {encoding:10s} {megabytes:8.2f} MB{why}")
+    return lines
+
+
+def layer_lines(graph: Mapping[str, Any]) -> list[str]:
+    """How each layer's weight is stored."""
+    if not graph["layers"]:
+        return []
+    lines = ["  encoding      bits a weight        kB     error  weight"]
+    for layer in graph["layers"]:
+        count = math.prod(layer["shape"])
+        error = "        -" if layer["error"] is None else f"{layer['error']:9.2e}"
+        lines.append(
+            f"  {layer['encoding']:14s} {layer['bits'] / count:12.2f} {layer['bits'] / 8e3:9.1f}"
+            f" {error}  {layer['weight']} {tuple(layer['shape'])}"
+        )
+    return lines
+
+
+def kernel_lines(graph: Mapping[str, Any], notes: bool) -> list[str]:
+    """One line per distinct kernel, slowest first where timed, else heaviest first."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for kernel in graph["kernels"]:
+        groups.setdefault(kernel["symbol"], []).append(kernel)
+    seconds = graph["kernel_seconds"]
+
+    def weight(group: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
+        return seconds.get(group[0]["symbol"], 0.0), sum(k["flops"] for k in group)
+
+    lines = ["  calls    GFLOP       MB       ms  GFLOP/s    GB/s  kernel"]
+    for group in sorted(groups.values(), key=weight, reverse=True):
+        spent, flops = weight(group)
+        moved = sum(k["bytes"] for k in group)
+        timed = (
+            f"{spent * 1e3:8.2f} {flops / spent / 1e9:8.0f} {moved / spent / 1e9:7.1f}"
+            if spent
+            else f"{'-':>8} {'-':>8} {'-':>7}"
+        )
+        line = (
+            f"  {len(group):5d} {flops / 1e9:8.2f} {moved / 1e6:8.1f} {timed}  {group[0]['name']}"
+        )
+        if notes:
+            line += "".join(f" {k}={v}" for k, v in group[0]["notes"].items())
+        lines.append(line)
+    return lines
+
+
+def validation_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every kernel's error against its reference, worst first."""
+    if not rows:
+        return []
+    lines = ["  kernels against their references (relative error, 2-norm)"]
+    for row in sorted(rows, key=lambda r: (r["finite"], -r["error"])):
+        odd = "" if row["finite"] else "  NOT FINITE where the reference is, or the reverse"
+        lines.append(f"    {row['error']:9.2e}  {row['node']} ({row['kernel']}){odd}")
+    return lines
+
+
+def pass_lines(record: Record) -> list[str]:
+    """What each pass did."""
+    return ["", str(record.trace)] if record.trace else []
