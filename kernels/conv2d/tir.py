@@ -10,7 +10,7 @@ import torch
 
 from ..tir import convert
 from ..tir.epilogue import Epilogue
-from ..tir.gemm import Depth, Product, Rows
+from ..tir.gemm import Batch, Depth, Place, Product, Rows
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
 from ..tir.key import call_key
@@ -27,6 +27,7 @@ from ..tir.pack import (
 )
 from ..tir.primfunc import check_sizes, prim_func
 from . import coded, grouped, maps, statistics
+from .phases import Phases
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -97,21 +98,29 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         and out_height * out_width >= micro.rows
     )
     shape = geometry(call)
+    phases = Phases.of(call, shape)
+    if phases:
+        shape = phases.map
+    batch = Batch()
     if direct:
         pixels = out_height * out_width
         rows = Rows(images, out_height, out_width, out_width, pixels, exact=True)
         layout = Layout(isa, micro.planes, padded, micro.kstep)
         depth = Depth(1, padded, lambda run: 0)
     else:
-        rows = shape.output(out_height, out_width)
+        scale = 2 if phases else 1
+        rows = shape.output(out_height // scale, out_width // scale)
         layout = laid_out(isa, micro, padded, shape.pixels, sliced=micro.planes == 1)
         depth = shape.depth(layout)
+        batch = phases.batch(layout) if phases else batch
     panels = panel_count(columns, micro)
-    product = Product.of(isa, micro, rows, depth, layout, panels)
+    product = Product.of(isa, micro, rows, depth, layout, panels, batch)
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
     scratch: dict[str, TensorSpec] = {}
-    if weight.constant:
+    if phases:
+        operands["panels"] = phases.operand(weight, micro, padded)
+    elif weight.constant:
         operands["panels"] = panel_operand(weight, micro, padded)
     else:
         operands["weight"] = Operand((weight,))
@@ -157,12 +166,16 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             shift=named.get("shift"),
             residual=named.get("residual"),
         )
+
+        def finish(place: Place, panel: Any, sums: Any, at: Any) -> None:
+            epilogue(phases.spread(place) if phases else place, panel, sums, at)
+
         product.emit(
             named["input0"] if direct else named["map"],
             named["panels"],
             buffers[-len(work) :],
             decode_split if micro.decoded else None,
-            epilogue,
+            finish,
         )
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
@@ -177,6 +190,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         notes={
             "micro": product.micro.name,
             "in_place": direct,
+            "phases": 4 if phases else 1,
             **dataclasses.asdict(product.plan),
         },
     )

@@ -5,6 +5,7 @@ import torch
 import zoomc.kernels.conv2d.op  # noqa: F401
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from zoomc.kernels.conv2d import phases
 from zoomc.kernels.operator import OPERATORS
 from zoomc.kernels.tir.isa import isa
 from zoomc.kernels.tir.kernel import Call, TensorSpec, Unsupported, Value, lower
@@ -52,6 +53,7 @@ CASES = {
         {"padding": [2, 2, 2, 2], "stride": [3, 2], "dilation": [2, 3]},
     ),
     "upsample": ((1, 5, 6), (32,), 32, (3, 3), {"padding": SAME, "upsample": True}),
+    "upsample in phases": ((2, 9, 8), (32,), 40, (3, 3), {"padding": SAME, "upsample": True}),
     "depthwise": ((1, 6, 6), (33,), 33, (3, 3), {"padding": SAME, "groups": 33}),
     "groups": ((2, 6, 6), (32,), 64, (3, 3), {"padding": SAME, "groups": 2, "stride": [2, 2]}),
     "narrow groups": ((1, 6, 6), (12,), 8, (3, 3), {"groups": 4}),
@@ -156,3 +158,15 @@ def test_refusals():
         lower(Call(CONV, {**call.args, "weight": wrong}, call.out), isa())
     with pytest.raises(Unsupported, match="padding"):
         lower(Call(CONV, {**call.args, "padding": [-1, 0, 0, 0]}, call.out), isa())
+
+
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (3, 4), (5, 2)])
+@pytest.mark.parametrize("padding", [[0, 0, 0, 0], [1, 1, 1, 1], [2, 1, 0, 3], [3, 2, 1, 0]])
+def test_phases_of_any_kernel(monkeypatch, kernel, padding):
+    """Where the result is even, four products of summed kernels; else one of the enlarged map."""
+    monkeypatch.setattr(phases, "_PIXELS", 1)
+    args = operands((2, 5, 6), (5, 4), 7, kernel, torch.float32)
+    check(PATHS[-1], CONV, *args, prepared=False, padding=padding, upsample=True)
+    call = bind(CONV, *args, padding=padding, upsample=True)
+    even = not any(side % 2 for side in call.out.shape[1:3])
+    assert lower(call, isa(PATHS[-1], 2)).notes["phases"] == (4 if even else 1)
