@@ -10,7 +10,7 @@ from tvm.tirx.script import builder as T
 
 from ..tir import coded, convert, quantise, short
 from ..tir.codes import Codes
-from ..tir.epilogue import Epilogue, IntegerSums
+from ..tir.epilogue import Epilogue, IntegerSums, finishing
 from ..tir.integer_product import IntegerProduct
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, Unsupported, Value
@@ -45,7 +45,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     layout = Blocks(isa, micro, channels, shape.pixels + micro.rows)
     rows = shape.output(out_height, out_width)
     codes = Codes.of(weight, call["table"], micro, gated=False)
-    product = IntegerProduct.of(isa, layout, rows, shape.taps(), codes)
+    product = IntegerProduct.of(isa, layout, rows, shape.taps(), codes, finishing(call))
     norm = bool(call["norm_groups"])
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}

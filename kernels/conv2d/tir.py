@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..tir import convert
-from ..tir.epilogue import Epilogue
+from ..tir.epilogue import Epilogue, finishing
 from ..tir.gemm import Batch, Depth, Place, Product, Rows
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
@@ -114,7 +114,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         depth = shape.depth(layout)
         batch = phases.batch(layout) if phases else batch
     panels = panel_count(columns, micro)
-    product = Product.of(isa, micro, rows, depth, layout, panels, batch)
+    product = Product.of(isa, micro, rows, depth, layout, panels, batch, finishing(call))
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
     scratch: dict[str, TensorSpec] = {}

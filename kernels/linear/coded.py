@@ -9,7 +9,7 @@ import torch
 
 from ..tir import coded, convert, quantise
 from ..tir.codes import Codes
-from ..tir.epilogue import Epilogue, IntegerSums
+from ..tir.epilogue import Epilogue, IntegerSums, finishing
 from ..tir.gemm import Rows
 from ..tir.integer_product import IntegerProduct
 from ..tir.isa import Isa
@@ -35,7 +35,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
     layout = quantise.Blocks(isa, micro, k, round_up(count, micro.rows))
     rows = Rows(1, 1, count, count, count, exact=False)
     codes = Codes.of(weight, call["table"], micro, call["activation"] == "geglu")
-    product = IntegerProduct.of(isa, layout, rows, (0,), codes)
+    product = IntegerProduct.of(isa, layout, rows, (0,), codes, finishing(call))
 
     inputs = {"x": Operand((x,)), **coded.operands(call, codes)}
     for name in ("norm_weight", "norm_bias"):

@@ -10,7 +10,7 @@ import torch
 from tvm.tirx.script import builder as T
 
 from ..tir import convert, normalise
-from ..tir.epilogue import Epilogue
+from ..tir.epilogue import Epilogue, finishing
 from ..tir.gemm import Batch, Depth, Product, Rows
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, lowers
@@ -76,7 +76,7 @@ def matmul(call: Call, isa: Isa) -> Kernel:
         lambda index: _source(index, batch, a.shape[:-2]) * (count * layout.row),
         lambda index: _source(index, batch, b.shape[:-2]),
     )
-    product = Product.of(isa, micro, rows, depth, layout, panels, sharing)
+    product = Product.of(isa, micro, rows, depth, layout, panels, sharing, finishing(call))
     operands = {"a": Operand((call["a"],)), "b": Operand((call["b"],))}
     scratch = {"panels": TensorSpec((matrices * panels * padded * micro.columns,), micro.panel)}
     if prepared:

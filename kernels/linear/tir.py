@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..tir import convert, normalise
-from ..tir.epilogue import Epilogue
+from ..tir.epilogue import Epilogue, finishing
 from ..tir.gemm import Depth, Product, Rows
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
@@ -64,7 +64,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
     if prepared:
         layout = laid_out(isa, micro, depth_k, round_up(count, micro.rows))
     panels = panel_count(columns, micro, gated)
-    product = Product.of(isa, micro, rows, depth, layout, panels)
+    product = Product.of(isa, micro, rows, depth, layout, panels, result=finishing(call))
 
     operands: dict[str, Operand] = {"x": Operand((x,))}
     scratch: dict[str, TensorSpec] = {}

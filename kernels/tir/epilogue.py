@@ -11,12 +11,19 @@ from tvm.tirx.script import builder as T
 from .convert import store
 from .gemm import Place
 from .isa import Isa
+from .kernel import Call
 from .memory import load, load_raw, splat, typed
 from .micro import Micro
 from .short import activation
 
 Expr = Any
 Buffer = Any
+
+
+def finishing(call: Call) -> int:
+    """Bytes an epilogue reads and writes for a pixel of a call's result."""
+    residual = call.args.get("residual")
+    return call.out.shape[-1] * call.out.dtype.itemsize * (1 if residual is None else 2)
 
 
 @dataclass(frozen=True)

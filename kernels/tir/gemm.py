@@ -195,8 +195,13 @@ def plan(
     layout: Layout,
     panels: int,
     products: int = 1,
+    result: int = 0,
 ) -> Plan:
-    """Cut a product up for a machine's caches and workers; arguments as in :class:`Product`."""
+    """Cut a product up for a machine's caches and workers.
+
+    ``result`` is the bytes that finishing a pixel reads and writes, the rest as in
+    :class:`Product`.
+    """
     row_bytes = layout.values * micro.a_bytes
     total = -(-rows.groups(micro.rows) // micro.groups)
     a_bytes = rows.count * row_bytes
@@ -230,7 +235,9 @@ def plan(
 
         Rows that are read again for every panel weigh four times, split ones twice, or one and a
         half times if in slabs: they come in short pieces, which the hardware fetches ahead badly.
-        A panel that is decoded weighs four times. The factors are measured.
+        A panel that is decoded weighs four times, and so do lines of the result where those of
+        a run do not stay near until the next panel: a panel fills one line a pixel, each in a page
+        of its own. The factors are measured.
         """
         turns = -(-share // blocks)
         held = blocks * micro.block + (2 * rows.pitch if depth.runs > 1 else 0)
@@ -239,7 +246,9 @@ def plan(
         again = -(-panels // workers[2]) * (4 if micro.planes == 1 else 1.5 if layout.slab else 2)
         again = again if a_held + sums > (0.75 if near else 0.5) * isa.l2 else 1
         b_read = b_bytes / workers[2] * (4 if micro.decoded else 1)
-        return turns * (a_held * again + b_read)
+        finished = blocks * micro.block * result / workers[2]
+        apart = 4 if a_held + sums + finished > 0.75 * isa.l2 else 1
+        return turns * (a_held * again + b_read + finished * apart)
 
     blocks = min((-(-share // turns) for turns in range(1, min(share, 64) + 1)), key=traffic)
     return Plan(*workers, blocks, chunk)
@@ -268,9 +277,10 @@ class Product:
         layout: Layout,
         panels: int,
         batch: Batch = Batch(),
+        result: int = 0,
     ) -> Product:
         """The product with a plan of its own, and the micro-kernel's variant for that plan."""
-        cut = plan(isa, micro, rows, depth, layout, panels, batch.count)
+        cut = plan(isa, micro, rows, depth, layout, panels, batch.count, result)
         return cls(isa, fetching(micro, cut.blocks), rows, depth, layout, panels, cut, batch)
 
     @property

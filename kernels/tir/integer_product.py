@@ -43,8 +43,10 @@ class Cut:
     chunk: int
 
 
-def cut(isa: Isa, micro: IntegerMicro, rows: Rows, steps: int, taps: int, codes: Codes) -> Cut:
-    """Cut a product up for a machine's caches and workers."""
+def cut(
+    isa: Isa, micro: IntegerMicro, rows: Rows, steps: int, taps: int, codes: Codes, result: int
+) -> Cut:
+    """Cut a product up for a machine's caches and workers; ``result`` as for :func:`.gemm.plan`."""
     total = -(-rows.groups(micro.rows) // micro.groups)
     a_bytes = rows.count * (steps // taps) * micro.step_bytes
     b_bytes = codes.panels * codes.panel_bytes * (1 if codes.bits == 8 else 2)
@@ -67,7 +69,9 @@ def cut(isa: Isa, micro: IntegerMicro, rows: Rows, steps: int, taps: int, codes:
     share = -(-total // across)
     held = micro.block * (steps // taps) * micro.step_bytes
     sums = micro.block * micro.columns * 4 if chunk < steps else 0
-    most = max(isa.l2 // 2 // (held + sums), 1)
+    # Results too, or each of their lines would come from afar for every panel.
+    finished = micro.block * result // (isa.threads // across)
+    most = max(min(isa.l2 // 2 // (held + sums), isa.l2 // (held + sums + finished)), 1)
     turns = -(-share // most)
     return Cut(across, isa.threads // across, -(-share // turns), chunk)
 
@@ -96,10 +100,16 @@ class IntegerProduct:
 
     @classmethod
     def of(
-        cls, isa: Isa, layout: Blocks, rows: Rows, taps: tuple[int, ...], codes: Codes
+        cls,
+        isa: Isa,
+        layout: Blocks,
+        rows: Rows,
+        taps: tuple[int, ...],
+        codes: Codes,
+        result: int = 0,
     ) -> IntegerProduct:
-        """The product with a cut of its own."""
-        chosen = cut(isa, layout.micro, rows, codes.steps, len(taps), codes)
+        """The product with a cut of its own; ``result`` as for :func:`.gemm.plan`."""
+        chosen = cut(isa, layout.micro, rows, codes.steps, len(taps), codes, result)
         micro = layout.micro
         # Measured: int8 panels gain up to a third; codes, which are half as long and are read in
         # one go when decoded, gain where few blocks share them and lose elsewhere.
