@@ -25,10 +25,12 @@ class Load:
     Attributes:
         name: for people.
         cycles: clock cycles of arithmetic.
-        memory_ns: nanoseconds of transfers, whatever the clock, beside the arithmetic.
+        memory_ns: nanoseconds it takes at least, whatever the clock: those of its transfers.
         dynamic_nj: energy of arithmetic and near memory at the nominal voltage.
         far_nj: energy of far memory beside its standby; it has a supply of its own.
         operations: multiplies and adds.
+        exposed_ns: nanoseconds that transfers add to the arithmetic where it takes longer: the
+            first tile's way in and the last one's out.
     """
 
     name: str
@@ -37,10 +39,11 @@ class Load:
     dynamic_nj: float
     far_nj: float
     operations: int = 0
+    exposed_ns: float = 0.0
 
     def nanoseconds(self, mhz: float) -> float:
         """Time at a clock."""
-        return max(self.cycles * 1e3 / mhz, self.memory_ns)
+        return max(self.cycles * 1e3 / mhz + self.exposed_ns, self.memory_ns)
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,8 @@ def layerwise(loads: Sequence[Load], supply: Supply, limit_mw: float) -> Outcome
             if milliwatts(load, supply, level, nominal) <= limit_mw
         ]
         if not allowed:
-            raise _over(load, supply, nominal, limit_mw)
+            worst = max(loads, key=lambda load: milliwatts(load, supply, 0, nominal))
+            raise _over(worst, supply, nominal, limit_mw)
         fastest = load.nanoseconds(supply.mhz[allowed[-1]])
         levels.append(next(k for k in allowed if load.nanoseconds(supply.mhz[k]) <= fastest))
     return outcome(loads, supply, levels, nominal)

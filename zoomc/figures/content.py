@@ -74,13 +74,13 @@ def facts(graph: Mapping[str, Any]) -> list[tuple[str, str]]:
 def energy_facts(energy: Energy) -> list[tuple[str, str]]:
     """The figures of a report's energy."""
     found = [
-        ("energy", energy.source.split(",")[0]),
-        ("a step", f"{energy.joules * 1e3:.3g} mJ, {energy.seconds * 1e3:.3g} ms"),
+        ("energy a step", f"{energy.joules * 1e3:.3g} mJ"),
+        ("time a step", f"{energy.seconds * 1e3:.3g} ms"),
         ("mean power", f"{energy.watts:.3g} W"),
     ]
     if energy.operations:
         found.append(("efficiency", f"{energy.tops_per_watt:.3g} TOPS/W"))
-    return found
+    return [*found, ("energy is", energy.source.split(",")[0])]
 
 
 def figures(graph: Mapping[str, Any]) -> list[Figure]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,8 +15,7 @@ from ..cpu import CpuTarget
 from ..executable import EagerStep
 from ..plan import Plan, arguments, op_name
 from . import host
-from .clock import check_limit, levels
-from .commands import Frequency
+from .clock import at_level, check_limit, levels
 from .machine import load
 from .program import Job, Program, generate
 from .simulator import Counts
@@ -94,8 +93,7 @@ class NpuTarget(CpuTarget):
         """Put a set-frequency command in front of every layer."""
         chosen = {}
         for program, level in zip(programs, levels(programs, self.machine, limit_mw), strict=True):
-            commands = (Frequency(level), *program.commands)
-            chosen[program.job] = replace(program, commands=commands), self.machine.mhz[level]
+            chosen[program.job] = at_level(program, level), self.machine.mhz[level]
         for step in steps:
             step.program, step.report["mhz"] = chosen[step.program.job]
 

@@ -18,6 +18,7 @@ from zoomc.kernels.tir.kernel import Unsupported
 from zoomc.kernels.weights import Encoding, encode
 from zoomc.targets.dram import Sram
 from zoomc.targets.errors import CapacityError, MachineError
+from zoomc.targets.tvm.npu.clock import at_level, count, load_of
 from zoomc.targets.tvm.npu.commands import COMMANDS, DmaIn, Frequency, decode
 from zoomc.targets.tvm.npu.commands import encode as encode_commands
 from zoomc.targets.tvm.npu.host import run, source
@@ -243,3 +244,15 @@ def test_the_host_program_is_portable_c_that_a_compiler_takes(tmp_path):
         [compiler, "-c", "-w", *include, "host.c", "-o", "host.o"], cwd=tmp_path, check=True
     )
     assert (tmp_path / "host.o").stat().st_size > 0
+
+
+@pytest.mark.parametrize("rows", [3, 60])
+def test_the_power_model_meets_the_simulation_at_both_ends_and_never_takes_longer(rows):
+    w = coded((96, 128))
+    kwargs = {"table": w.table, "group_scale": w.group_scale, "channel_scale": w.channel_scale}
+    *_, program, _ = call("zoomc::linear", TINY, torch.randn(rows, 128), w.codes, None, **kwargs)
+    load = load_of(program)
+    spent = [count(at_level(program, k)).nanoseconds for k in range(len(TINY.mhz))]
+    modelled = [load.nanoseconds(mhz) for mhz in TINY.mhz]
+    assert modelled[0] == pytest.approx(spent[0]) and modelled[-1] == pytest.approx(spent[-1])
+    assert all(m <= s * 1.000001 for m, s in zip(modelled, spent, strict=True))
