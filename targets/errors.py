@@ -39,3 +39,7 @@ class CounterError(ZoomcError):
 
 class PowerLimitError(ZoomcError):
     """A power limit that no frequency can keep."""
+
+
+class TuningError(ZoomcError):
+    """A tuning file or a device behind a tracker that cannot be used."""

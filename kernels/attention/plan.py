@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from ..tir.isa import Isa
 from ..tir.kernel import TensorSpec
+from ..tir.plan import StalePlan
 
 _KEYS = 128  # keys in a block if there are enough: their scores stay in the first-level cache
+_MOST = 512  # what tuning tries at most
 _LARGE = 128  # queries in a block at most
 _STREAMED = 256  # where keys and values stream past the caches
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What of a :class:`Plan` tuning may change: queries and keys of a block."""
+
+    queries: int
+    keys: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,33 @@ class Plan:
     def padded_keys(self) -> int:
         """Keys rounded up to whole blocks."""
         return self.blocks_k * self.block_k
+
+    @property
+    def blocks(self) -> Blocks:
+        """What tuning may change."""
+        return Blocks(self.block_q, self.block_k)
+
+    def using(self, blocks: Blocks, unit: int, step: int) -> Plan:
+        """This plan with other blocks, of whole units of queries and steps of keys.
+
+        Raises:
+            StalePlan: they are no such blocks.
+        """
+        whole = blocks.queries % unit == 0 and blocks.keys % step == 0
+        if not whole or min(blocks.queries, blocks.keys) < 1:
+            raise StalePlan(f"{blocks} is not in whole units of {unit} and {step}")
+        return replace(self, block_q=blocks.queries, block_k=blocks.keys)
+
+    def nearby(self, unit: int, step: int) -> Iterator[Blocks]:
+        """Blocks a step away from this plan's, larger and smaller, that waste no whole unit."""
+        for queries in (2 * self.block_q, self.block_q // 2):
+            if queries % unit == 0 and unit <= queries < self.queries + self.block_q:
+                yield Blocks(queries, self.block_k)
+        counts = (self.blocks_k - 1, self.blocks_k + 1, 2 * self.blocks_k)
+        sizes = {_round(-(-self.keys // count), step) for count in counts if count}
+        for keys in sizes - {self.block_k}:
+            if keys <= _MOST:
+                yield Blocks(self.block_q, keys)
 
 
 def _round(value: int, unit: int) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
+from ..tir.plan import chosen
 from .dot import Dot
 from .engine import Engine
 from .flash import Flash, Problem
 from .fma import Fma
-from .micro_rows import QUERIES
-from .plan import Plan, plan, plan_rows
+from .micro_rows import PIECE, QUERIES
+from .plan import Blocks, Plan, plan, plan_rows
 from .rows import Rows
 from .tiles import PIECES, Tiles
 
@@ -35,27 +37,38 @@ def _mask(call: Call, batch: int, heads: int, queries: int, keys: int) -> Tensor
 
 
 def _generator(
-    problem: Problem, heads: int, dim: int, sign: float, isa: Isa
-) -> tuple[Plan, Flash | Rows, str]:
-    """The path's blocks, what emits the kernel, and the name of its engine."""
+    call: Call, problem: Problem, heads: int, dim: int, sign: float, isa: Isa
+) -> tuple[Plan, Flash | Rows, str, Callable[[], Iterator[Blocks]]]:
+    """The path's blocks, what emits the kernel, its engine's name, and the blocks nearby."""
     q, keys = problem.q, problem.k.shape[1]
     words = PIECES[q.dtype]
+
+    def cut(blocks: Plan, unit: int, step: int) -> tuple[Plan, Callable[[], Iterator[Blocks]]]:
+        blocks = blocks.using(chosen(blocks.blocks, call.plan), unit, step)
+        return blocks, lambda: blocks.nearby(unit, step)
+
     # Of several words, few keys do not repay what comes before the first step.
     worth = words == 1 or keys >= 256
     if isa.amx and worth and dim <= Rows.widest and not problem.edits_scores:
-        blocks = plan_rows(q, keys, heads, dim, isa, words, QUERIES)
-        return blocks, Rows(problem, blocks, sign), Rows.__name__
+        planned = plan_rows(q, keys, heads, dim, isa, words, QUERIES)
+        blocks, nearby = cut(planned, QUERIES, PIECE)
+        return blocks, Rows(problem, blocks, sign), Rows.__name__, nearby
+    if isa.amx:
+        step, nbytes = Tiles.step, 2 * PIECES[q.dtype]
+    elif isa.bf16_dot and q.dtype is torch.bfloat16:
+        step, nbytes = Dot.step, 2
+    else:
+        step, nbytes = 8, 4
+    planned = plan(q, keys, heads, dim, isa, step, nbytes)
+    blocks, nearby = cut(planned, planned.strip, step)
     engine: Engine
     if isa.amx:
-        blocks = plan(q, keys, heads, dim, isa, Tiles.step, 2 * PIECES[q.dtype])
         engine, precise = Tiles(blocks, q.dtype, sign), q.dtype is not torch.bfloat16
     elif isa.bf16_dot and q.dtype is torch.bfloat16:
-        blocks = plan(q, keys, heads, dim, isa, Dot.step, 2)
         engine, precise = Dot(blocks, sign), False
     else:
-        blocks = plan(q, keys, heads, dim, isa, 8, 4)
         engine, precise = Fma(blocks, q.dtype, sign, isa.registers), True
-    return blocks, Flash(problem, engine, isa, precise), type(engine).__name__
+    return blocks, Flash(problem, engine, isa, precise), type(engine).__name__, nearby
 
 
 @lowers("zoomc::attention")
@@ -82,7 +95,7 @@ def attention(call: Call, isa: Isa) -> Kernel:
     sign = math.copysign(1.0, scale) if scale else 0.0
     factor = (abs(scale) or 1.0) * math.log2(math.e)
     problem = Problem(q, k, v, call.out, mask, tuple(call["offsets"]), factor, bool(call["causal"]))
-    blocks, generator, engine = _generator(problem, heads, dim, sign, isa)
+    blocks, generator, engine, nearby = _generator(call, problem, heads, dim, sign, isa)
     operands = tuple(Operand((value,)) for value in values)
     if mask is not None:
         operands += (Operand((call["mask"],)),)
@@ -95,4 +108,6 @@ def attention(call: Call, isa: Isa) -> Kernel:
         scratch=tuple(generator.scratch().values()),
         flops=4 * batch * heads * queries * keys * dim,
         notes={"engine": engine, "queries": blocks.block_q, "keys": blocks.block_k},
+        plan=blocks.blocks,
+        nearby=nearby,
     )

@@ -45,7 +45,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     layout = Blocks(isa, micro, channels, shape.pixels + micro.rows)
     rows = shape.output(out_height, out_width)
     codes = Codes.of(weight, call["table"], micro, gated=False)
-    product = IntegerProduct.of(isa, layout, rows, shape.taps(), codes, finishing(call))
+    product = IntegerProduct.of(isa, layout, rows, shape.taps(), codes, finishing(call), call.plan)
     norm = bool(call["norm_groups"])
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
@@ -114,5 +114,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         call.out,
         (*scratch.values(), *work),
         flops=2 * call.out.numel * math.prod(weight.spec.shape[1:]),
-        notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.cut)},
+        notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.plan)},
+        plan=product.plan,
+        nearby=product.nearby,
     )

@@ -114,7 +114,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         depth = shape.depth(layout)
         batch = phases.batch(layout) if phases else batch
     panels = panel_count(columns, micro)
-    product = Product.of(isa, micro, rows, depth, layout, panels, batch, finishing(call))
+    product = Product.of(isa, micro, rows, depth, layout, panels, batch, finishing(call), call.plan)
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
     scratch: dict[str, TensorSpec] = {}
@@ -193,6 +193,8 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             "phases": 4 if phases else 1,
             **dataclasses.asdict(product.plan),
         },
+        plan=product.plan,
+        nearby=product.nearby,
     )
 
 

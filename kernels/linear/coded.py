@@ -35,7 +35,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
     layout = quantise.Blocks(isa, micro, k, round_up(count, micro.rows))
     rows = Rows(1, 1, count, count, count, exact=False)
     codes = Codes.of(weight, call["table"], micro, call["activation"] == "geglu")
-    product = IntegerProduct.of(isa, layout, rows, (0,), codes, finishing(call))
+    product = IntegerProduct.of(isa, layout, rows, (0,), codes, finishing(call), call.plan)
 
     inputs = {"x": Operand((x,)), **coded.operands(call, codes)}
     for name in ("norm_weight", "norm_bias"):
@@ -87,5 +87,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
         call.out,
         (*scratch.values(), *work),
         flops=2 * count * columns * k,
-        notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.cut)},
+        notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.plan)},
+        plan=product.plan,
+        nearby=product.nearby,
     )

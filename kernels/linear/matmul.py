@@ -76,7 +76,7 @@ def matmul(call: Call, isa: Isa) -> Kernel:
         lambda index: _source(index, batch, a.shape[:-2]) * (count * layout.row),
         lambda index: _source(index, batch, b.shape[:-2]),
     )
-    product = Product.of(isa, micro, rows, depth, layout, panels, sharing, finishing(call))
+    product = Product.of(isa, micro, rows, depth, layout, panels, sharing, finishing(call), call.plan)
     operands = {"a": Operand((call["a"],)), "b": Operand((call["b"],))}
     scratch = {"panels": TensorSpec((matrices * panels * padded * micro.columns,), micro.panel)}
     if prepared:
@@ -130,4 +130,6 @@ def matmul(call: Call, isa: Isa) -> Kernel:
         (*scratch.values(), *work),
         flops=2 * products * count * columns * k,
         notes={"micro": product.micro.name, **dataclasses.asdict(product.plan)},
+        plan=product.plan,
+        nearby=product.nearby,
     )

@@ -64,7 +64,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
     if prepared:
         layout = laid_out(isa, micro, depth_k, round_up(count, micro.rows))
     panels = panel_count(columns, micro, gated)
-    product = Product.of(isa, micro, rows, depth, layout, panels, result=finishing(call))
+    product = Product.of(isa, micro, rows, depth, layout, panels, result=finishing(call), tuned=call.plan)
 
     operands: dict[str, Operand] = {"x": Operand((x,))}
     scratch: dict[str, TensorSpec] = {}
@@ -146,4 +146,6 @@ def linear(call: Call, isa: Isa) -> Kernel:
         (*scratch.values(), *work),
         flops=2 * count * columns * k,
         notes={"micro": product.micro.name, **dataclasses.asdict(product.plan)},
+        plan=product.plan,
+        nearby=product.nearby,
     )

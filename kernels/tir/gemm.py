@@ -10,8 +10,8 @@ are hot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .isa import Isa
 from .kernel import TensorSpec
 from .layout import Layout
 from .micro import Micro, fetching
+from .plan import Extent, Plan, chosen, splits
 
 Expr = Any
 Buffer = Any
@@ -164,29 +165,6 @@ class Batch:
     panels: Callable[[Expr], Expr] = lambda index: 0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a product is cut up; see the module's text.
-
-    Attributes:
-        batch_workers: workers side by side along independent products.
-        row_workers: workers side by side along the row blocks.
-        column_workers: workers side by side along the panels.
-        blocks: row blocks between two reads of a panel.
-        chunk: values of K between two visits of a block.
-    """
-
-    batch_workers: int
-    row_workers: int
-    column_workers: int
-    blocks: int
-    chunk: int
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
 def plan(
     isa: Isa,
     micro: Micro,
@@ -212,14 +190,7 @@ def plan(
         share = -(-products // each) * -(-total // across) * -(-panels // along)
         return share, across * b_bytes + along * a_bytes
 
-    workers = min(
-        (
-            (each, across, isa.threads // each // across)
-            for each in _divisors(isa.threads)
-            for across in _divisors(isa.threads // each)
-        ),
-        key=cost,
-    )
+    workers = min(splits(isa.threads), key=cost)
     per_value = micro.columns * micro.b_bytes
     # Tiles are so fast that a panel's chunk must come from the first-level cache, beside the rows;
     # where it is decoded first, fewer and longer chunks win. The factors here are measured.
@@ -251,7 +222,7 @@ def plan(
         return turns * (a_held * again + b_read + finished * apart)
 
     blocks = min((-(-share // turns) for turns in range(1, min(share, 64) + 1)), key=traffic)
-    return Plan(*workers, blocks, chunk)
+    return Plan(*workers, blocks, chunk, fetch=micro.tiles)
 
 
 @dataclass(frozen=True)
@@ -278,10 +249,31 @@ class Product:
         panels: int,
         batch: Batch = Batch(),
         result: int = 0,
+        tuned: Mapping[str, Any] | None = None,
     ) -> Product:
-        """The product with a plan of its own, and the micro-kernel's variant for that plan."""
-        cut = plan(isa, micro, rows, depth, layout, panels, batch.count, result)
-        return cls(isa, fetching(micro, cut.blocks), rows, depth, layout, panels, cut, batch)
+        """The product with the planner's plan or a tuned one, and the micro-kernel for it.
+
+        Raises:
+            StalePlan: ``tuned`` are not the fields of a plan for this product.
+        """
+        cut = chosen(plan(isa, micro, rows, depth, layout, panels, batch.count, result), tuned)
+        product = cls(isa, micro, rows, depth, layout, panels, cut, batch)
+        product.extent.check(cut)
+        return replace(product, micro=fetching(micro, cut.blocks)) if cut.fetch else product
+
+    @property
+    def extent(self) -> Extent:
+        """What the plan cuts up."""
+        total = -(-self.rows.groups(self.micro.rows) // self.micro.groups)
+        threads, count = self.isa.threads, self.batch.count
+        depth, micro = self.depth, self.micro
+        return Extent(
+            threads, count, total, self.panels, depth.length, micro.kstep, fetches=micro.tiles
+        )
+
+    def nearby(self) -> list[Plan]:
+        """Plans a step away from this one's."""
+        return self.extent.nearby(self.plan)
 
     @property
     def single(self) -> bool:

@@ -8,8 +8,8 @@ is decoded just before its use, once a run of row blocks: decoded weights never 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,32 +20,16 @@ from .gemm import Place, Rows, place
 from .isa import Isa
 from .kernel import TensorSpec
 from .micro_int8 import STEP, IntegerMicro, fetching
+from .plan import Extent, Plan, chosen
 from .quantise import Blocks
 
 Expr = Any
 Buffer = Any
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How a product is cut up; see the module's text.
-
-    Attributes:
-        row_workers: workers side by side along the row blocks.
-        column_workers: workers side by side along the panels.
-        blocks: row blocks between two reads of a panel.
-        chunk: steps of 64 values of K between two visits of a block.
-    """
-
-    row_workers: int
-    column_workers: int
-    blocks: int
-    chunk: int
-
-
-def cut(
+def plan(
     isa: Isa, micro: IntegerMicro, rows: Rows, steps: int, taps: int, codes: Codes, result: int
-) -> Cut:
+) -> Plan:
     """Cut a product up for a machine's caches and workers; ``result`` as for :func:`.gemm.plan`."""
     total = -(-rows.groups(micro.rows) // micro.groups)
     a_bytes = rows.count * (steps // taps) * micro.step_bytes
@@ -73,7 +57,11 @@ def cut(
     finished = micro.block * result // (isa.threads // across)
     most = max(min(isa.l2 // 2 // (held + sums), isa.l2 // (held + sums + finished)), 1)
     turns = -(-share // most)
-    return Cut(across, isa.threads // across, -(-share // turns), chunk)
+    blocks = -(-share // turns)
+    # Measured: int8 panels gain up to a third; codes, which are half as long and are read in
+    # one go when decoded, gain where few blocks share them and lose elsewhere.
+    fetch = micro.tiles and (codes.bits == 8 or (taps == 1 and blocks <= 4))
+    return Plan(1, across, isa.threads // across, blocks, chunk, fetch)
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,7 @@ class IntegerProduct:
         rows: which of A's rows stand for which output pixels.
         taps: element offsets of A's rows from the pixel an output stands at, one a tap.
         codes: the weights.
-        cut: how it is cut up.
+        plan: how it is cut up.
     """
 
     isa: Isa
@@ -96,7 +84,7 @@ class IntegerProduct:
     rows: Rows
     taps: tuple[int, ...]
     codes: Codes
-    cut: Cut
+    plan: Plan
 
     @classmethod
     def of(
@@ -107,28 +95,48 @@ class IntegerProduct:
         taps: tuple[int, ...],
         codes: Codes,
         result: int = 0,
+        tuned: Mapping[str, Any] | None = None,
     ) -> IntegerProduct:
-        """The product with a cut of its own; ``result`` as for :func:`.gemm.plan`."""
-        chosen = cut(isa, layout.micro, rows, codes.steps, len(taps), codes, result)
+        """The product with the planner's plan or a tuned one, and the micro-kernel for it.
+
+        ``result`` is as for :func:`.gemm.plan`.
+
+        Raises:
+            StalePlan: ``tuned`` are not the fields of a plan for this product.
+        """
         micro = layout.micro
-        # Measured: int8 panels gain up to a third; codes, which are half as long and are read in
-        # one go when decoded, gain where few blocks share them and lose elsewhere.
-        if codes.bits == 8 or (len(taps) == 1 and chosen.blocks <= 4):
-            micro = fetching(micro, codes.step_bytes, chosen.blocks)
-        return cls(isa, micro, layout, rows, taps, codes, chosen)
+        cut = chosen(plan(isa, micro, rows, codes.steps, len(taps), codes, result), tuned)
+        product = cls(isa, micro, layout, rows, taps, codes, cut)
+        product.extent.check(cut)
+        if not cut.fetch:
+            return product
+        return replace(product, micro=fetching(micro, codes.step_bytes, cut.blocks))
+
+    @property
+    def extent(self) -> Extent:
+        """What the plan cuts up."""
+        total = -(-self.rows.groups(self.micro.rows) // self.micro.groups)
+        steps, panels = self.codes.steps, self.codes.panels
+        return Extent(self.isa.threads, 1, total, panels, steps, 1, fetches=self.micro.tiles)
+
+    def nearby(self) -> list[Plan]:
+        """Plans a step away from this one's; chunks of whole blocks of channels where they are."""
+        taps = len(self.taps)
+        whole = 1 if self.plan.chunk % taps else taps
+        return replace(self.extent, step=whole).nearby(self.plan)
 
     @property
     def _single(self) -> bool:
-        return self.cut.chunk >= self.codes.steps
+        return self.plan.chunk >= self.codes.steps
 
     @property
     def _sums(self) -> int:
-        held = 1 if self._single else self.cut.blocks
+        held = 1 if self._single else self.plan.blocks
         return held * self.micro.block * self.micro.columns
 
     @property
     def _room(self) -> int:
-        return self.cut.chunk * STEP * self.micro.columns if self.codes.bits < 8 else 0
+        return self.plan.chunk * STEP * self.micro.columns if self.codes.bits < 8 else 0
 
     def scratch(self) -> tuple[TensorSpec, ...]:
         """Workspace: accumulators, the steps' offsets, room for a decoded chunk where needed."""
@@ -159,7 +167,7 @@ class IntegerProduct:
             finish: ``finish(place, panel, sums, at)`` stores a group's finished sums, which are
                 at element ``at``, a row ``columns`` apart.
         """
-        micro, codes, plan = self.micro, self.codes, self.cut
+        micro, codes, plan = self.micro, self.codes, self.plan
         groups = self.rows.groups(micro.rows)
         total = -(-groups // micro.groups)
         steps, taps = codes.steps, len(self.taps)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+
+from .processor import Processor, here
 
 
 @dataclass(frozen=True)
@@ -75,56 +75,43 @@ PATHS: tuple[Isa, ...] = (
 )
 
 
-@cache
 def cpu_flags() -> frozenset[str]:
     """Feature flags of this CPU; empty where the system does not list them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.split(":", 1)[1].split())
-    return frozenset()
+    return here().flags
 
 
-@cache
-def _cache_bytes(level: int, default: int) -> int:
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        try:
-            if (index / "type").read_text().strip() == "Instruction":
-                continue
-            if int((index / "level").read_text()) == level:
-                return int((index / "size").read_text().strip().removesuffix("K")) << 10
-        except (OSError, ValueError):
-            continue
-    return default
+def supported(flags: frozenset[str] | None = None) -> tuple[str, ...]:
+    """Names of the paths that can run on a CPU with these flags, or this one, best first."""
+    has = cpu_flags() if flags is None else flags
+    return tuple(path.name for path in PATHS if path.requires <= has)
 
 
-def supported() -> tuple[str, ...]:
-    """Names of the paths that can run on this CPU, best first."""
-    return tuple(path.name for path in PATHS if path.requires <= cpu_flags())
+def isa(name: str = "auto", threads: int | None = None, cpu: Processor | None = None) -> Isa:
+    """The path of that name, or the best one, for a CPU, with its caches.
 
-
-def isa(name: str = "auto", threads: int | None = None) -> Isa:
-    """The path of that name, or the best one for this CPU, with this machine's caches.
+    Args:
+        name: of a path, or ``auto``.
+        threads: workers; all this process may use by default.
+        cpu: the CPU; this machine's by default.
 
     Raises:
         KeyError: no path has that name.
-        ValueError: this CPU lacks what the path needs.
+        ValueError: the CPU lacks what the path needs.
     """
+    flags = cpu.flags if cpu else cpu_flags()
     if name == "auto":
-        name = supported()[0]
+        name = supported(flags)[0]
     path = {path.name: path for path in PATHS}[name]
-    missing = path.requires - cpu_flags()
+    missing = path.requires - flags
     if missing:
         raise ValueError(f"this CPU has no {', '.join(sorted(missing))}, which {name!r} needs")
     flag, feature = ("avx512_vnni", "avx512vnni") if path.lanes == 16 else ("avx_vnni", "avxvnni")
-    if path.lanes >= 8 and flag in cpu_flags():
+    if path.lanes >= 8 and flag in flags:
         path = dataclasses.replace(path, vnni=True, features=f"+{feature}")
+    caches = cpu or here()
     return dataclasses.replace(
         path,
         threads=threads or len(os.sched_getaffinity(0)),
-        l1=_cache_bytes(1, path.l1),
-        l2=_cache_bytes(2, path.l2),
+        l1=caches.l1 or path.l1,
+        l2=caches.l2 or path.l2,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -103,11 +103,16 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """One operator call with its arguments by schema name, defaults filled in."""
+    """One operator call with its arguments by schema name, defaults filled in.
+
+    ``plan`` has the fields of a :attr:`Kernel.plan` that tuning chose; None leaves the choice to
+    the planner.
+    """
 
     op: str
     args: Mapping[str, Any]
     out: TensorSpec
+    plan: Mapping[str, Any] | None = None
 
     def __getitem__(self, name: str) -> Any:
         """The argument of that name."""
@@ -130,6 +135,9 @@ class Kernel:
         scratch: workspace, planned by the graph's memory planner.
         flops: multiplies and adds.
         notes: choices worth explaining (tiles, path, ...).
+        plan: the choices tuning may change, a dataclass of plain values; None where there are none.
+        nearby: plans that differ from ``plan`` in one choice, all for the same result but for
+            rounding, from the same operands.
     """
 
     name: str
@@ -140,6 +148,8 @@ class Kernel:
     scratch: tuple[TensorSpec, ...] = ()
     flops: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
+    plan: Any = None
+    nearby: Callable[[], Iterable[Any]] = tuple
 
     @property
     def nbytes(self) -> int:
@@ -188,6 +198,7 @@ def lower(call: Call, isa: Isa) -> Kernel:
 
     Raises:
         Unsupported: with the reason, when nothing here can compute the call.
+        StalePlan: the call's plan does not fit it.
     """
     try:
         lowering = lowerings()[call.op]

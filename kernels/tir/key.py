@@ -10,11 +10,13 @@ from .kernel import Call, Value
 
 
 def call_key(call: Call, isa: Isa) -> Hashable:
-    """What determines a kernel's code: the call without its values, and the path."""
+    """What determines a kernel's code: the call without its values, its plan, and the path."""
 
     def strip(x: Any) -> Hashable:
         if isinstance(x, Value):
             return x.spec, x.constant
         return tuple(map(strip, x)) if isinstance(x, (list, tuple)) else x
 
-    return call.op, isa, tuple((name, strip(x)) for name, x in sorted(call.args.items())), call.out
+    arguments = tuple((name, strip(x)) for name, x in sorted(call.args.items()))
+    plan = tuple(sorted(call.plan.items())) if call.plan else None
+    return call.op, isa, arguments, call.out, plan
