@@ -136,8 +136,15 @@ def _parse(line: str) -> Entry | None:
         return None
 
 
+def open_store(choice: str) -> Store:
+    """The store an option names: ``auto`` is the user's own, ``off`` none, else a path."""
+    if choice == "off":
+        return Store()
+    return Store(default_path() if choice == "auto" else choice)
+
+
 def default_path() -> Path:
-    """The user's own store."""
+    """Where the user's own store is."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "zoomc/tuning.jsonl"
 
 

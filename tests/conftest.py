@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +20,11 @@ def fresh_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
+def no_tuning_file(monkeypatch):
+    """What a user's own tuning runs found must not change what is tested either."""
+    from zoomc.targets import tuning
+
+    monkeypatch.setattr(tuning, "default_path", lambda: Path(os.devnull) / "tuning.jsonl")

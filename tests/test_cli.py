@@ -44,7 +44,7 @@ def test_nothing_heavy_is_imported_to_answer(arguments):
     assert done.stdout.strip().endswith("LOADED []")
 
 
-@pytest.mark.parametrize("command", ["zoom", "explain", "options"])
+@pytest.mark.parametrize("command", ["zoom", "explain", "tune", "options"])
 def test_help_covers_every_argument(capsys, command):
     assert run(capsys)[0] == 0
     code, out, _ = run(capsys, command, "--help")
@@ -56,7 +56,8 @@ def test_help_covers_every_argument(capsys, command):
 
 
 def test_every_example_in_the_help_parses():
-    for text in (cli._EXAMPLES, cli._ZOOM_EXAMPLES, cli._EXPLAIN_EXAMPLES):
+    examples = (cli._EXAMPLES, cli._ZOOM_EXAMPLES, cli._EXPLAIN_EXAMPLES, cli.cli_tune.EXAMPLES)
+    for text in examples:
         lines = re.findall(r"^  zoomc (.*)$", re.sub(r"\\\n +", "", text), re.MULTILINE)
         assert lines
         for line in lines:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import ZoomcError
     from .options import Options
     from .report import Report, explain
+    from .tuning import Tuning, tune
     from .zoom import InfiniteZoom
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOMES = {
     "InfiniteZoom": ".zoom",
     "Options": ".options",
     "Report": ".report",
+    "Tuning": ".tuning",
     "ZoomcError": ".errors",
     "compress": ".compressed",
     "demo_pipeline": ".demo",
@@ -33,12 +35,14 @@ _HOMES = {
     "load_compressed": ".compressed_file",
     "refresh": ".backend",
     "save_compressed": ".compressed_file",
+    "tune": ".tuning",
 }
 
 __all__ = [
     "InfiniteZoom",
     "Options",
     "Report",
+    "Tuning",
     "ZoomcError",
     "compress",
     "demo_pipeline",
@@ -46,6 +50,7 @@ __all__ = [
     "load_compressed",
     "refresh",
     "save_compressed",
+    "tune",
 ]
 
 

@@ -6,10 +6,11 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import cli_tune
 from .errors import ZoomcError, nearest
 from .zoom.settings import DEFAULT_GUIDANCE, DIRECTIONS, Prompts, ZoomSettings
 
@@ -42,6 +43,12 @@ _EXPLAIN_EXAMPLES = """examples:
 """
 
 _PART_CHOICES = ("unet", "text_encoder", "vae_encoder", "vae_decoder", "vae", "all")
+
+
+_MODEL_HELP = (
+    "folder or cached hub name of an inpainting pipeline, or folder with a diffusers UNet's"
+    " config.json, whose weights are then random (default: the built-in pipeline)"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     _add_zoom(commands)
     _add_explain(commands)
+    _add_tune(commands)
     _add_options(commands)
     return parser
 
@@ -116,6 +124,15 @@ def _add_model(group: Any) -> None:
         action="append",
         default=[],
         help='option of the compiler, repeatable; "zoomc options" lists them',
+    )
+
+
+def _add_part(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--part",
+        choices=_PART_CHOICES,
+        default="unet",
+        help="which model of the pipeline (default: unet)",
     )
 
 
@@ -241,17 +258,8 @@ def _add_explain(commands: Any) -> None:
     command = _add_command(
         commands, "explain", _explain, "say what the compiler does with a model", _EXPLAIN_EXAMPLES
     )
-    command.add_argument(
-        "model",
-        nargs="?",
-        help="folder or cached hub name of an inpainting pipeline (default: the built-in one)",
-    )
-    command.add_argument(
-        "--part",
-        choices=_PART_CHOICES,
-        default="unet",
-        help="which model of the pipeline (default: unet)",
-    )
+    command.add_argument("model", nargs="?", help=_MODEL_HELP)
+    _add_part(command)
     command.add_argument(
         "--html",
         type=Path,
@@ -259,6 +267,20 @@ def _add_explain(commands: Any) -> None:
         help="write charts to one page that opens offline; kernels are timed for it",
     )
     command.add_argument("--png", type=Path, metavar="FILE", help="the same charts as a picture")
+    _add_model(command)
+
+
+def _add_tune(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "tune",
+        _tune,
+        "measure the tiles of a model's kernels and keep the fastest",
+        cli_tune.EXAMPLES,
+    )
+    command.add_argument("model", nargs="?", help=_MODEL_HELP)
+    cli_tune.add_arguments(command)
+    _add_part(command)
     _add_model(command)
 
 
@@ -403,11 +425,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     _hush()
     import zoomc
 
-    from . import demo
     from .errors import ReportFileError
     from .options import Options
     from .report import save
-    from .zoom.pipeline import DTYPES, PARTS, example_inputs, load_pipeline
 
     _check_device(arguments.device)
     drawn = [path for path in (arguments.html, arguments.png) if path is not None]
@@ -417,7 +437,34 @@ def _explain(arguments: argparse.Namespace) -> int:
     # A simulated NPU takes its time, and its report none from the host's kernels.
     profile = bool(drawn) and Options.resolve(options=options).target != "npu"
     sections = []
+    for part, model, inputs in _parts(arguments):
+        report = zoomc.explain(model, *inputs, options=options, profile=profile)
+        print(f"{part}\n{report}")
+        sections.append((part, report))
+    if drawn:
+        save(sections, arguments.html, arguments.png)
+        print(f"charts: {', '.join(map(str, drawn))}")
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    options = parse_options(arguments.options)
+    cli_tune.check(arguments)
+    _check_device(arguments.device)
+    _hush()
+    return cli_tune.run(arguments, options, _parts(arguments))
+
+
+def _parts(arguments: argparse.Namespace) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """The models a command speaks of: names, modules, and inputs of the shapes a zoom gives."""
+    from . import demo
+    from .zoom.pipeline import DTYPES, PARTS, config_unet, example_inputs, load_pipeline
+
     dtype = DTYPES[arguments.dtype]
+    unet = arguments.model is not None and config_unet(arguments.model, dtype)
+    if unet:
+        yield "unet", *unet
+        return
     pipeline: Any
     if arguments.model is None:
         pipeline = demo.demo_pipeline(dtype)
@@ -427,14 +474,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         pipeline.to(arguments.device)
     for part in PARTS:
         if arguments.part == "all" or part.startswith(arguments.part):
-            model, inputs = example_inputs(pipeline, part)
-            report = zoomc.explain(model, *inputs, options=options, profile=profile)
-            print(f"{part}\n{report}")
-            sections.append((part, report))
-    if drawn:
-        save(sections, arguments.html, arguments.png)
-        print(f"charts: {', '.join(map(str, drawn))}")
-    return 0
+            yield part, *example_inputs(pipeline, part)
 
 
 def _options(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from .kernels.errors import ZoomcError
 from .targets.errors import (
     FallbackError,
     MissingDependencyError,
+    TuningError,
     UnsupportedCpuError,
     UnsupportedGpuError,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "ReportFileError",
     "StaleWeightsError",
     "TrainingError",
+    "TuningError",
     "UnknownOptionError",
     "UnsupportedCpuError",
     "UnsupportedGpuError",

@@ -47,7 +47,17 @@ def summary(graph: Mapping[str, Any]) -> list[str]:
     lines += [f"    {count:5d}  {rule}" for rule, count in graph["fusions"].items()] or ["    none"]
     lines.append(f"  fallbacks    {len(graph['fallbacks']) or 'none'}")
     lines += [f"    {f['node']} ({f['operator']}): {f['reason']}" for f in graph["fallbacks"]]
-    return lines + _encoding_lines(graph) + _npu_lines(graph)
+    return lines + _tuning_lines(graph) + _encoding_lines(graph) + _npu_lines(graph)
+
+
+def _tuning_lines(graph: Mapping[str, Any]) -> list[str]:
+    """Kernels whose tiles a tuning run found, and entries that could not be used."""
+    tuning = graph["tuning"]
+    if not tuning or not (tuning["used"] or tuning["ignored"]):
+        return []
+    count = len(graph["kernels"])
+    lines = [f"  tuning       {tuning['used']} of {count} calls by {tuning['file']}"]
+    return lines + [f"    {n:5d}  ignored: {why}" for why, n in tuning["ignored"].items()]
 
 
 def _npu_lines(graph: Mapping[str, Any]) -> list[str]:

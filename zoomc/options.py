@@ -159,7 +159,16 @@ class Options:
         True, _flag, "on a GPU: record a step once as a CUDA graph and replay it"
     )
     tune: bool = _option(
-        False, _flag, "on a GPU: time the few best choices of each kernel and keep the fastest"
+        False,
+        _flag,
+        "measure the few best tiles of each kernel before its first use, and keep the fastest in"
+        " the tuning file",
+    )
+    tuning: str = _option(
+        "auto",
+        _name,
+        "file of what tuning found, which compilation uses; auto = zoomc/tuning.jsonl in the user's"
+        " cache folder, off = none",
     )
     variants: int = _option(
         4, _integer(1), "compiled input shapes kept; the least recently used is dropped"

@@ -236,5 +236,6 @@ def _graph(record: Record) -> dict[str, Any]:
         "encoding_error": measured,
         "activation_bytes": report.get("activation_bytes", 0),
         "npu": report.get("npu"),
+        "tuning": report.get("tuning"),
         "seconds": stages,
     }

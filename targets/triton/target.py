@@ -11,6 +11,7 @@ from torch import fx
 from ..constants import Constants
 from ..errors import FallbackError, MissingDependencyError, UnsupportedGpuError
 from ..stopwatch import Stopwatch
+from ..tuning import open_store
 
 
 class TritonTarget:
@@ -27,7 +28,7 @@ class TritonTarget:
     name = "triton"
 
     def __init__(self, options: Any) -> None:
-        """``options`` is the compiler's options dataclass (cuda_graph, tune, fallback)."""
+        """``options`` is the compiler's options dataclass (cuda_graph, tune, tuning, fallback)."""
         try:
             import triton
         except Exception as error:
@@ -86,9 +87,12 @@ class TritonTarget:
         from .executable import GpuExecutable
         from .leftovers import Leftovers
         from .plan import make_plan, schedule
+        from .tune import recall, tune
 
         clock = Stopwatch()
         plan = make_plan(gm, self.gpu)
+        store = open_store(self.options.tuning)
+        recalled = recall(plan, self.gpu, store)
         steps = schedule(gm, plan)
         clock.lap("plan")
         if not self.interpreted:
@@ -117,11 +121,11 @@ class TritonTarget:
         executable.bind()
         clock.lap("weights")
         if self.options.tune and not self.interpreted:
-            from .tune import tune
-
-            executable.report["tuned"] = tune(plan, self.gpu)
+            recalled += tune(plan, self.gpu, store)
             clock.lap("tuning")
         executable.describe()
+        path = None if store.path is None else str(store.path)
+        executable.report["tuning"] = {"file": path, "used": recalled, "ignored": {}}
         executable.report["seconds"] = clock.laps
         executable.report["weight_bytes"] = constants.nbytes()
         return executable

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch import fx
 
 from ...kernels.triton.gpu import Gpu
-from ...kernels.triton.kernel import Kernel
+from ...kernels.triton.kernel import Kernel, Slot
 from ...kernels.triton.run import execute
+from ..tuning import Entry, Problem, Store, problem, version
+from ..tvm.plan import as_call
 from .build import all_fit, compile_choices
 from .executable import elapsed
 from .plan import Plan
@@ -18,17 +22,29 @@ from .plan import Plan
 #: Choices timed of each kernel.
 TIMED = 4
 
-#: What was found, by problem: the index of the fastest choice. Kept while the process lives.
-_FOUND: dict[Hashable, int] = {}
+
+def recall(plan: Plan, gpu: Gpu, store: Store) -> int:
+    """Put the choices first that a store knows to be the fastest; returns of how many kernels."""
+    if not len(store):
+        return 0
+    found = 0
+    for node, kernels in plan.kernels.items():
+        entry = store.find(_problem(node, plan, gpu))
+        if entry is not None and entry.kernels == version():
+            found += _put_first(
+                kernels, next((k for k in kernels if fields(k) == entry.plan), None)
+            )
+    return found
 
 
 def tune(
     plan: Plan,
     gpu: Gpu,
+    store: Store,
     tensors: Callable[[Kernel], dict[str, torch.Tensor]] | None = None,
     clock: Callable[[Callable[[], None]], float] | None = None,
 ) -> int:
-    """Reorder every kernel's choices, the fastest first.
+    """Put every kernel's fastest choice first, measuring those that the store does not know.
 
     A choice wins only if its result agrees with the first one's, which the tests know. All of a
     kernel's choices take the same operands, so weights that are packed stay as they are.
@@ -36,6 +52,7 @@ def tune(
     Args:
         plan: whose kernels.
         gpu: the GPU at hand.
+        store: where what is found is kept.
         tensors: makes a kernel's tensors to run on; random ones if None.
         clock: seconds of a call; the GPU's own if None.
 
@@ -44,33 +61,52 @@ def tune(
     """
     changed = 0
     fits: dict[Hashable, bool] = {}
-    for kernels in plan.kernels.values():
+    for node, kernels in plan.kernels.items():
         same = [k for k in kernels[:TIMED] if _operands(k) == _operands(kernels[0])]
-        if len(same) < 2:
+        problem = _problem(node, plan, gpu)
+        entry = store.find(problem)
+        if len(same) < 2 or (entry is not None and entry.kernels == version()):
             continue
-        key = (gpu.name, *map(_identity, same))
-        if key not in _FOUND:
-            if clock is None:
-                compile_choices(same, gpu, fits)
-                same = [k for k in same if all_fit(k, fits)] or same[:1]
-            _FOUND[key] = kernels.index(_fastest(same, tensors or _random, clock))
-        best = kernels[_FOUND[key]]
-        if best is not kernels[0]:
-            kernels.remove(best)
-            kernels.insert(0, best)
-            changed += 1
-    return changed
+        if clock is None:
+            compile_choices(same, gpu, fits)
+            same = [k for k in same if all_fit(k, fits)] or same[:1]
+        times = _times(same, tensors or _random, clock)
+        best = min(times, key=times.__getitem__)
+        chosen = fields(same[best])
+        store.add(Entry(problem, version(), chosen, times[best], times[0], len(times)))
+        changed += _put_first(kernels, same[best])
+    return changed + recall(plan, gpu, store)
+
+
+def fields(kernel: Kernel) -> dict[str, Any]:
+    """What tells a choice from others, as plain values: its launches."""
+    launches = [
+        {"function": launch.function.__name__, "grid": launch.grid}
+        | {name: x for name, x in launch.arguments.items() if not isinstance(x, Slot)}
+        | {"warps": launch.warps, "stages": launch.stages}
+        for launch in kernel.launches
+    ]
+    plain: dict[str, Any] = json.loads(json.dumps({"launches": launches}, default=str))
+    return plain
+
+
+def _put_first(kernels: list[Kernel], best: Kernel | None) -> bool:
+    """Move a choice to the front; whether that changes anything."""
+    if best is None or best is kernels[0]:
+        return False
+    kernels.remove(best)
+    kernels.insert(0, best)
+    return True
+
+
+def _problem(node: fx.Node, plan: Plan, gpu: Gpu) -> Problem:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "a GPU"
+    return problem(as_call(node, plan.constant), f"{name}, {gpu.name}")
 
 
 def _operands(kernel: Kernel) -> dict[str, Hashable]:
     """What a kernel's operands are packed as."""
     return {n: o.pack.key if o.pack else None for n, o in kernel.operands.items()}
-
-
-def _identity(kernel: Kernel) -> Hashable:
-    """What a kernel's time depends on."""
-    launches = ((x.function.fn, x.grid, repr(sorted(x.arguments.items()))) for x in kernel.launches)
-    return (*launches, tuple(kernel.specs.items()))
 
 
 def _random(kernel: Kernel) -> dict[str, torch.Tensor]:
@@ -85,14 +121,15 @@ def _random(kernel: Kernel) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _fastest(
+def _times(
     kernels: list[Kernel],
     make: Callable[[Kernel], dict[str, torch.Tensor]],
     clock: Callable[[Callable[[], None]], float] | None,
-) -> Kernel:
+) -> dict[int, float]:
+    """Seconds of the choices that agree with the first, by their index."""
     shared = make(kernels[0])
     expected: Any = None
-    times: list[tuple[float, int]] = []
+    times: dict[int, float] = {}
     for index, kernel in enumerate(kernels):
         tensors = {name: shared[name] for name in kernel.operands}
         for name, spec in {"out": kernel.out, **kernel.scratch}.items():
@@ -108,8 +145,8 @@ def _fastest(
         elif not agree(result, expected):
             continue
         measure = clock or (lambda fn: elapsed(fn, interpreted=False))
-        times.append((statistics.median(measure(go) for _ in range(5)), index))
-    return kernels[min(times)[1]]
+        times[index] = statistics.median(measure(go) for _ in range(5))
+    return times
 
 
 def agree(actual: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -14,6 +14,7 @@ from ...kernels.tir.kernel import Kernel, Unsupported, lower
 from ..constants import Constants
 from ..errors import FallbackError, MissingDependencyError, UnsupportedCpuError
 from ..stopwatch import Stopwatch
+from ..tuning import open_store
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -31,7 +32,7 @@ class CpuTarget:
     device = "cpu"
 
     def __init__(self, options: Any) -> None:
-        """``options`` is the compiler's options dataclass (isa, threads, fallback, debug)."""
+        """``options`` is the compiler's options dataclass (isa, threads, tune, tuning, ...)."""
         threads = options.threads or torch.get_num_threads()
         # TVM counts hyperthreads by halving the cores it sees, and reads this when a pool starts.
         os.environ["TVM_NUM_THREADS"] = str(threads)
@@ -98,9 +99,18 @@ class CpuTarget:
         from .partition import partition
         from .plan import make_plan
         from .relax import Segment, build
+        from .tuned import Tuned
 
         clock = Stopwatch()
-        plan = make_plan(gm, self.isa)
+        store = open_store(self._options.tuning)
+        if self._options.tune:
+            from .measure import Device
+            from .tune import Tuner, tune
+
+            tune(gm, Tuner(Device(self.isa), store), constants)
+            clock.lap("tuning")
+        tuned = Tuned(store, self.isa)
+        plan = make_plan(gm, tuned.lower)
         extra = self.offload(gm, plan)
         if plan.fallbacks and self._options.fallback == "error":
             node, reason = next(iter(plan.fallbacks.items()))
@@ -147,6 +157,7 @@ class CpuTarget:
                 for node, reason in plan.fallbacks.items()
             ],
             "segments": len(segments),
+            "tuning": tuned.report(),
             "activation_bytes": sum(k.activation_nbytes for k in plan.kernels.values()),
             **extra,
         }

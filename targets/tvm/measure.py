@@ -37,7 +37,7 @@ class Device:
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
         self.machine = machine(isa)
-        self._flush = tvm_ffi.get_global_func(FLUSH)
+        self._flush: Any = tvm_ffi.get_global_func(FLUSH)
 
     def put(self, tensor: torch.Tensor) -> Any:
         """A copy of a tensor that kernels can take."""
@@ -46,6 +46,12 @@ class Device:
     def load(self, module: tvm.runtime.Module) -> tvm.runtime.Module:
         """A module that :func:`build` made, ready to run here."""
         return module
+
+    def candidate(
+        self, kernel: Kernel, module: tvm.runtime.Module, operands: Sequence[Any]
+    ) -> Candidate:
+        """A kernel built as ``module``, ready to be measured on operands of :meth:`put`."""
+        return Candidate(kernel, self.load(module), operands, self)
 
     def timer(
         self, module: tvm.runtime.Module, arguments: Sequence[Any], constants: Sequence[Any]
@@ -70,14 +76,13 @@ class Device:
 
 
 class Candidate:
-    """A kernel on a device, with operands of its own or shared with other candidates."""
+    """A kernel on a device, on operands that it may share with other candidates."""
 
     def __init__(
         self, kernel: Kernel, module: tvm.runtime.Module, operands: Sequence[Any], device: Device
     ) -> None:
         self.kernel = kernel
         self._out = device.empty(kernel.out)
-        module = device.load(module)
         work = [device.empty(spec) for spec in kernel.scratch]
         arguments = [*operands, self._out, *work]
         self._run = lambda: module["main"](*arguments)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import fx
 
-from ...kernels.tir.isa import Isa
-from ...kernels.tir.kernel import STORAGE, Call, Kernel, TensorSpec, Unsupported, Value, lower
+from ...kernels.tir.kernel import STORAGE, Call, Kernel, TensorSpec, Unsupported, Value
 from ..constants import constant_nodes
 
 #: Operators that only reinterpret a dense tensor: no kernel, no copy.
@@ -54,8 +53,8 @@ class Plan:
     elsewhere: dict[fx.Node, Any] = field(default_factory=dict)
 
 
-def make_plan(gm: fx.GraphModule, isa: Isa) -> Plan:
-    """Plan every node of ``gm`` for an instruction-set path."""
+def make_plan(gm: fx.GraphModule, lowering: Callable[[Call], Kernel]) -> Plan:
+    """Plan every node of ``gm``; ``lowering`` gives the kernel of a call."""
     plan = Plan(constant_nodes(gm))
     for node in gm.graph.nodes:
         if node.op != "call_function" or node in plan.constant:
@@ -64,7 +63,7 @@ def make_plan(gm: fx.GraphModule, isa: Isa) -> Plan:
             if is_view(node):
                 plan.views[node] = cast("fx.Node", node.args[0])
             else:
-                plan.kernels[node] = lower(as_call(node, plan.constant), isa)
+                plan.kernels[node] = lowering(as_call(node, plan.constant))
         except Unsupported as reason:
             plan.fallbacks[node] = str(reason)
         except Exception as error:  # a bug in one kernel must not take the model down

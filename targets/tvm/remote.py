@@ -8,6 +8,7 @@ its C library.
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -28,6 +29,9 @@ from ...kernels.tir.processor import Processor
 from ..errors import TuningError
 from .measure import FLUSH, Device, build
 from .tuned import machine
+
+#: Seconds to wait for a tracker's answer.
+_PATIENCE = 10.0
 
 #: Bytes of a path and those read of a file: of /proc/cpuinfo the first processor's.
 _PATH, _READ = 128, 8192
@@ -124,6 +128,8 @@ def _request(tracker: str, key: str) -> Any:
     if not colon or not port.isdigit():
         raise TuningError(f"{tracker!r} is no tracker: write host:port, such as 127.0.0.1:9190")
     try:
+        # TVM would try for a minute to reach a tracker that is not there.
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
         found = rpc.connect_tracker(host, int(port))
         servers = found.summary()["server_info"]
     except (OSError, RuntimeError) as error:

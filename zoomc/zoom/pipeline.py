@@ -232,6 +232,41 @@ def example_inputs(
     return vae.decoder, (noise(1, vae.config.latent_channels, cells, cells),)
 
 
+def config_unet(
+    folder: str | os.PathLike[str], dtype: torch.dtype
+) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]] | None:
+    """A UNet with seeded weights from a folder with its ``config.json``, and inputs for it.
+
+    Returns:
+        None for a folder without one: it may be a pipeline.
+
+    Raises:
+        ModelKindError: another model's configuration, or a UNet with inputs no zoom has.
+    """
+    file = Path(folder).expanduser() / "config.json"
+    if not file.is_file():
+        return None
+    default = torch.get_default_dtype()
+    torch.manual_seed(0)
+    try:
+        torch.set_default_dtype(dtype)
+        config = json.loads(file.read_text())
+        if config.get("_class_name") != "UNet2DConditionModel":
+            raise ValueError(f"it is of a {config.get('_class_name')}")
+        if config.get("addition_embed_type") or config.get("class_embed_type"):
+            raise ValueError("it takes more than a picture, a time and a text")
+        unet: Any = diffusers.UNet2DConditionModel.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelKindError(f"{str(file)!r} is no UNet's: {_first_line(error)}") from error
+    finally:
+        torch.set_default_dtype(default)
+    side = unet.config.sample_size
+    high, wide = (side, side) if isinstance(side, int) else side
+    sample = torch.randn(2, unet.config.in_channels, high, wide, dtype=dtype)
+    text = torch.randn(2, 77, unet.config.cross_attention_dim, dtype=dtype)
+    return unet.eval().requires_grad_(False), (sample, torch.tensor(500), text)
+
+
 def fingerprint(pipeline: Pipeline) -> str:
     """Short hash of configurations and of a sample of the weights, to recognise a model again."""
     digest = hashlib.sha256()

@@ -11,7 +11,8 @@ from zoomc.kernels.triton.gpu import GPUS
 from zoomc.kernels.triton.kernel import candidates
 from zoomc.kernels.triton.run import bind
 from zoomc.targets.triton.plan import Plan
-from zoomc.targets.triton.tune import tune
+from zoomc.targets.triton.tune import recall, tune
+from zoomc.targets.tuning import Store
 
 import zoomc
 from zoomc.errors import FallbackError
@@ -129,7 +130,7 @@ def test_fallback_error_names_the_node():
     assert any(isinstance(error, FallbackError) for error in chain)
 
 
-def test_tuning_keeps_the_fastest_that_agrees():
+def test_tuning_keeps_the_fastest_that_agrees(tmp_path):
     gpu = dataclasses.replace(GPUS["sm_90"], permutes=False)
     x, w = torch.randn(130, 64), torch.randn(96, 64)
     choices = candidates(bind("zoomc::linear", x, w), gpu)[:3]
@@ -138,13 +139,27 @@ def test_tuning_keeps_the_fastest_that_agrees():
         choices[1],
         launches=(dataclasses.replace(wrong, arguments=dict(wrong.arguments) | {"steps0": 1}),),
     )
-    plan = Plan(set(), {object(): [choices[0], broken, choices[2]]})
+    graph = torch.fx.Graph()
+    inputs = [graph.placeholder(name) for name in ("x", "w")]
+    node = graph.call_function(torch.ops.zoomc.linear.default, tuple(inputs))
+    for each, value in zip((*inputs, node), (x, w, torch.empty(130, 96)), strict=True):
+        each.meta["val"] = value.to("meta")
     seconds = iter([3.0] * 5 + [1.0] * 5)
 
     def tensors(kernel):
         made = {"x": x, "w": w, "out": torch.empty(130, 96)}
         return {name: made[name] for name in kernel.specs if name in made}
 
-    assert tune(plan, gpu, tensors, lambda go: next(seconds)) == 1
-    (found,) = plan.kernels.values()
-    assert found[0] is choices[2] and broken in found
+    def plan():
+        return Plan(set(), {node: [choices[0], broken, choices[2]]})
+
+    tuned, path = plan(), tmp_path / "store.jsonl"
+    assert tune(tuned, gpu, Store(path), tensors, lambda go: next(seconds)) == 1
+    assert tuned.kernels[node][0] is choices[2] and broken in tuned.kernels[node]
+    # Another process finds it in the file, and has nothing left to measure.
+    later = plan()
+    assert tune(later, gpu, Store(path), tensors, lambda go: next(seconds)) == 1
+    assert later.kernels[node][0] is choices[2]
+    assert recall(plan(), gpu, Store(path)) == 1 and recall(plan(), gpu, Store()) == 0
+    other = dataclasses.replace(gpu, name="sm_100")
+    assert recall(plan(), other, Store(path)) == 0
