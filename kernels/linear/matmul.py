@@ -76,7 +76,9 @@ def matmul(call: Call, isa: Isa) -> Kernel:
         lambda index: _source(index, batch, a.shape[:-2]) * (count * layout.row),
         lambda index: _source(index, batch, b.shape[:-2]),
     )
-    product = Product.of(isa, micro, rows, depth, layout, panels, sharing, finishing(call), call.plan)
+    product = Product.of(
+        isa, micro, rows, depth, layout, panels, sharing, finishing(call), call.plan
+    )
     operands = {"a": Operand((call["a"],)), "b": Operand((call["b"],))}
     scratch = {"panels": TensorSpec((matrices * panels * padded * micro.columns,), micro.panel)}
     if prepared:

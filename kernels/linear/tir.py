@@ -64,7 +64,9 @@ def linear(call: Call, isa: Isa) -> Kernel:
     if prepared:
         layout = laid_out(isa, micro, depth_k, round_up(count, micro.rows))
     panels = panel_count(columns, micro, gated)
-    product = Product.of(isa, micro, rows, depth, layout, panels, result=finishing(call), tuned=call.plan)
+    product = Product.of(
+        isa, micro, rows, depth, layout, panels, result=finishing(call), tuned=call.plan
+    )
 
     operands: dict[str, Operand] = {"x": Operand((x,))}
     scratch: dict[str, TensorSpec] = {}
