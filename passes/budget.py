@@ -47,13 +47,12 @@ def fit(
     """
     gm.recompile()
     by_node = {candidate.node: candidate for candidate in candidates}
-    own: dict[Candidate, list[float]] = {}
     weights = _Weights()
 
     def measure(node: fx.Node, weight: torch.Tensor, call: Call) -> torch.Tensor:
         candidate = by_node[node]
         kept = call(weight, {})
-        own[candidate] = [
+        candidate.errors = [
             relative_error(call(*weights.coded(candidate, weight, rung)), kept)
             if rung != Encoding("keep")
             else 0.0
@@ -63,7 +62,7 @@ def fit(
 
     with integer.sums_in(torch.float32):
         wanted = _Layers(gm, set(by_node), measure).outputs(inputs)
-        steps = _steps(candidates, own)
+        steps = _steps(candidates)
 
         def error_after(count: int) -> float:
             _take(candidates, steps[:count])
@@ -75,10 +74,8 @@ def fit(
             found = _Layers(gm, set(by_node), run).outputs(inputs)
             return max(map(relative_error, found, wanted), default=0.0)
 
-        count, error = _fewest(candidates, own, steps, budget, error_after)
+        count, error = _fewest(candidates, steps, budget, error_after)
     _take(candidates, steps[:count])
-    for candidate in candidates:
-        candidate.error = own[candidate][candidate.level]
     return error
 
 
@@ -139,13 +136,13 @@ class _Weights:
         return self._known[key]  # type: ignore[index]
 
 
-def _steps(candidates: Sequence[Candidate], own: dict[Candidate, list[float]]) -> list[Candidate]:
+def _steps(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Whose turn it is to climb one rung, the best bargain first."""
     bargains: list[tuple[float, int, Candidate]] = []
     for order, candidate in enumerate(candidates):
         worth = math.inf
         for level in range(len(candidate.ladder) - 1):
-            won = own[candidate][level] ** 2 - own[candidate][level + 1] ** 2
+            won = candidate.errors[level] ** 2 - candidate.errors[level + 1] ** 2
             cost = max(1, candidate.bits(level + 1) - candidate.bits(level))
             worth = min(worth, won / cost)  # never before the rung below
             bargains.append((-worth, order, candidate))
@@ -161,18 +158,17 @@ def _take(candidates: Sequence[Candidate], steps: Sequence[Candidate]) -> None:
 
 def _fewest(
     candidates: Sequence[Candidate],
-    own: dict[Candidate, list[float]],
     steps: Sequence[Candidate],
     budget: float,
     error_after: Callable[[int], float],
 ) -> tuple[int, float]:
     """The fewest steps found whose measured error is within the budget, and that error."""
     _take(candidates, [])
-    left = [sum(own[c][c.level] ** 2 for c in candidates)]
+    left = [sum(c.errors[c.level] ** 2 for c in candidates)]
     for candidate in steps:
-        before = own[candidate][candidate.level]
+        before = candidate.errors[candidate.level]
         candidate.level += 1
-        left.append(left[-1] - before**2 + own[candidate][candidate.level] ** 2)
+        left.append(left[-1] - before**2 + candidate.errors[candidate.level] ** 2)
     low, error = 0, error_after(0)
     if error <= budget:
         return 0, error

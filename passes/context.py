@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +69,7 @@ class Layer:
         bits: what it takes to store, scales included.
         reason: why it is not the encoding asked for; else empty.
         error: the layer's own relative error on the measured inputs, if measured.
+        errors: the same with each encoding that was tried, by its spelling.
     """
 
     node: str
@@ -78,6 +79,7 @@ class Layer:
     bits: int
     reason: str = ""
     error: float | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

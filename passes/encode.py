@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -59,7 +59,7 @@ class Candidate:
         ladder: encodings the target can run, from the fewest bits up; the last keeps the weight.
         reason: why the ladder does not start with the encoding asked for; else empty.
         level: the rung taken.
-        error: the layer's own error on that rung, where measured.
+        errors: the layer's own error on each rung, where measured.
         stored: the codes the model stores the weight in, if it does.
         gram: second moments of what the layer reads, where codes are chosen by them.
     """
@@ -68,7 +68,7 @@ class Candidate:
     ladder: list[Encoding]
     reason: str = ""
     level: int = 0
-    error: float | None = None
+    errors: list[float] = field(default_factory=list)
     stored: Stored | None = None
     gram: torch.Tensor | None = None
 
@@ -116,7 +116,8 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
             str(encoding),
             candidate.bits(candidate.level),
             candidate.reason,
-            candidate.error,
+            candidate.errors[candidate.level] if candidate.errors else None,
+            dict(zip(map(str, candidate.ladder), candidate.errors, strict=False)),
         )
         if encoding != KEEP:
             if not context.spend():

@@ -109,8 +109,14 @@ def test_a_budget_is_kept_and_told(block):
     assert abs(graph["encoding_error"] - report.error) < 1e-3
     encodings = [layer["encoding"] for layer in graph["layers"]]
     assert len(encodings) == 3 and encodings != ["int4"] * 3
-    text = report.text(3)
-    assert "causing an error of" in text and "layers.2.weight (128, 256)" in text
+    for layer in graph["layers"]:
+        tried = layer["errors"]
+        assert tried["int4"] > tried["int8"] > tried["keep"] == 0
+        assert layer["error"] == tried[layer["encoding"]]
+    text = str(report)
+    assert "causing an error of" in text and "taken" in text
+    row = next(line for line in text.splitlines() if "layers.2.weight (128, 256)" in line)
+    assert f"{graph['layers'][1]['errors']['int4']:.2e}" in row
 
 
 class Conditioned(nn.Module):

@@ -102,17 +102,24 @@ def _encoding_lines(graph: Mapping[str, Any]) -> list[str]:
 
 
 def layer_lines(graph: Mapping[str, Any]) -> list[str]:
-    """How each layer's weight is stored."""
+    """How each layer's weight is stored, and what it alone loses with each encoding tried."""
     if not graph["layers"]:
         return []
-    lines = ["  encoding      bits a weight        kB     error  weight"]
+    tried = dict.fromkeys(name for layer in graph["layers"] for name in layer["errors"])
+    names = [name for name in tried if name != "keep"]
+    alone = [f"{name:>9}" for name in names]
+    lines = []
+    if names:
+        lines.append("  the error of each layer's own output, by encoding (relative, 2-norm)")
+    lines.append(" ".join(["  taken         bits a weight        kB", *alone, " weight"]))
     for layer in graph["layers"]:
-        count = math.prod(layer["shape"])
-        error = "        -" if layer["error"] is None else f"{layer['error']:9.2e}"
-        lines.append(
-            f"  {layer['encoding']:14s} {layer['bits'] / count:12.2f} {layer['bits'] / 8e3:9.1f}"
-            f" {error}  {layer['weight']} {tuple(layer['shape'])}"
-        )
+        bits = layer["bits"] / math.prod(layer["shape"])
+        errors = [
+            f"{layer['errors'][name]:9.2e}" if name in layer["errors"] else f"{'-':>9}"
+            for name in names
+        ]
+        stored = f"  {layer['encoding']:14s} {bits:12.2f} {layer['bits'] / 8e3:9.1f}"
+        lines.append(" ".join([stored, *errors, f" {layer['weight']} {tuple(layer['shape'])}"]))
     return lines
 
 

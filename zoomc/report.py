@@ -72,10 +72,12 @@ class Report:
             record = self.records[index]
             text += ["", f"graph {index}", *lines.summary(graph)]
             text += lines.validation_lines(record.validation)
+            # Whoever states an error wants to see who pays for it.
+            if level >= 3 or graph["encoding_error"] is not None:
+                text += lines.layer_lines(graph)
             if level >= 2:
                 text += lines.kernel_lines(graph, notes=level >= 3)
             if level >= 3:
-                text += lines.layer_lines(graph)
                 text += lines.pass_lines(record)
             if level >= 4 and record.executable:
                 text += [f"; {symbol}\n{source}" for symbol, source in record.executable.source()]
