@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,16 +126,25 @@ class Run:
         )
         stage.adopt_average()
 
-    def tune_decoder(self, vae: AutoencoderKL, data: LatentSet) -> None:
-        """Decoder alone, for the latent space that the UNet has learnt."""
-        c, unseen = self.config, self.pictures(unseen=True)
+    def tune_decoder(
+        self, vae: AutoencoderKL, latents: torch.Tensor, name: str = "decoder", lr: float = 8e-4
+    ) -> None:
+        """Decoder alone, for the latent space that the UNet has learnt.
+
+        Args:
+            vae: its encoder made the latents and stays as it is.
+            latents: of the training set.
+            name: of the stage.
+            lr: highest learning rate.
+        """
+        c, data, unseen = self.config, self.pictures(), self.pictures(unseen=True)
         vae.decoder.requires_grad_(True)
         vae.post_quant_conv.requires_grad_(True)
-        recipe = Recipe(lr=8e-4, average=0.99, warmup=50, hold=0.0)
-        stage = self._stage("decoder", vae, recipe, c.decoder_budget)
+        recipe = Recipe(lr=lr, average=0.99, warmup=50, hold=0.0)
+        stage = self._stage(name, vae, recipe, c.decoder_budget)
         stage.run(
             lambda step: decoder_loss(
-                vae, data.pictures, data.latents, c.vae_batch // c.shards, self.device, step
+                vae, data, latents, c.vae_batch // c.shards, self.device, step
             ),
             lambda: f"{reconstruction_psnr(vae, unseen.images[:64]):.2f} dB on unseen pictures",
         )
@@ -146,13 +156,38 @@ class Run:
         vae = self.train_vae()
         data = self.latents(vae)
         self.train_unet(vae, data)
-        self.tune_decoder(vae, data)
-        figure = reconstruction_psnr(vae, self.pictures(unseen=True).images)
-        self.console.print(f"autoencoder: {figure:.2f} dB on {VALIDATION_PICTURES} unseen pictures")
+        self.tune_decoder(vae, data.latents)
+        self._tell(vae)
         target = self.out / "pipeline"
         size = assemble(self.denoiser, vae, self.tokenizer, target)
         self.console.print(f"{target}: {size / 1e6:.2f} MB")
         return target
+
+    def tune(self, pipeline: Path) -> Path:
+        """Train the decoder of a finished pipeline further, and write ``pipeline/`` with it.
+
+        The encoder stays, so the latents stay what the pipeline's UNet has learnt.
+
+        Args:
+            pipeline: its folder.
+        """
+        vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32)
+        vae = vae.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
+        if self.device.type == "cpu":
+            train_faster(vae)
+        self._tell(vae)
+        # Half the rate: these weights have been through the end of a schedule before.
+        self.tune_decoder(vae, encode_all(vae, self.pictures()), "tuned-decoder", lr=4e-4)
+        self._tell(vae)
+        target = self.out / "pipeline"
+        shutil.copytree(pipeline, target, dirs_exist_ok=True)
+        torch.nn.Module.to(vae, device="cpu", dtype=torch.float16)
+        vae.save_pretrained(target / "vae")
+        return target
+
+    def _tell(self, vae: AutoencoderKL) -> None:
+        figure = reconstruction_psnr(vae, self.pictures(unseen=True).images)
+        self.console.print(f"autoencoder: {figure:.2f} dB on {VALIDATION_PICTURES} unseen pictures")
 
 
 STAGES = {"vae": 0.35, "unet": 0.57, "decoder": 0.08}
@@ -178,6 +213,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=default.seed)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--shards", type=int, help="workers on a CPU (default: one a core)")
+    add("--tune", type=Path, metavar="PIPELINE", help="only train a finished one's decoder further")
     add("--only", choices=list(STAGES)[:2], help="stop after this stage")
     return parser.parse_args(arguments)
 
@@ -209,6 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
         # Shards are the parallelism: operators of several threads would only get in their way.
         torch.set_num_threads(1)
     run = Run(config_of(a), a.out)
+    if a.tune is not None:
+        run.tune(a.tune)
+        return
     if a.only is None:
         run.finish()
         return
