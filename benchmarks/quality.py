@@ -366,8 +366,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--batch {parsed.batch} does not divide --images {parsed.images}")
     if parsed.threads:
         torch.set_num_threads(parsed.threads)
-    torch.set_grad_enabled(False)
-    measure(parsed, Console(stderr=True))
+    with torch.no_grad():
+        measure(parsed, Console(stderr=True))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from zoomc.training.loop import Budget, Draw, Recipe, Stage
 from zoomc.training.train import Run, TrainConfig
@@ -81,6 +82,21 @@ def test_a_cut_run_ends_at_the_same_pipeline(tmp_path: Path) -> None:
         for name in names:
             a, b = (tmp_path / r / "pipeline" / part / name for r in ("whole", "cut"))
             assert a.read_bytes() == b.read_bytes()
+
+
+def test_tuning_touches_the_decoder_alone(tmp_path: Path) -> None:
+    first = Run(tiny(1), tmp_path / "first").finish()
+    tuned = Run(tiny(3), tmp_path / "tuned").tune(first)
+    changed = set()
+    for file in filter(Path.is_file, first.rglob("*")):
+        name = file.relative_to(first)
+        if file.suffix == ".safetensors" and (tuned / name).read_bytes() != file.read_bytes():
+            assert str(name.parent) == "vae"
+            a, b = (load_file(folder / name) for folder in (first, tuned))
+            changed |= {key for key, value in a.items() if not torch.equal(value, b[key])}
+            assert all(value.dtype == torch.float16 for value in b.values())
+    assert changed
+    assert all(key.startswith(("decoder.", "post_quant_conv.")) for key in changed)
 
 
 def test_a_stage_learns(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The figures of benchmarks/quality.py: only what was painted counts."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,3 +59,20 @@ def test_pictures_stand_side_by_side(pictures):
     left = sheet.getpixel((4 + 2, 30 + 2))
     right = sheet.getpixel((4 + 44 + 2, 30 + 2))
     assert all(abs(x + y - 255) <= 1 for x, y in zip(left, right, strict=True))
+
+
+def test_the_benchmark_from_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import quality
+
+    figures, picture = tmp_path / "figures.json", tmp_path / "pictures.png"
+    short = ["--images", "2", "--seeds", "1", "--steps", "2", "--ways", "other-noise"]
+    with torch.no_grad():
+        quality.main([*short, "--json", str(figures), "--picture", str(picture)])
+        ways = json.loads(figures.read_text())["ways"]
+        assert ways["fp32"]["psnr"] == [120, 120]
+        assert all(5 < v < 40 for v in ways["other-noise"]["psnr"])
+        assert len(capsys.readouterr().out.splitlines()) == 4
+        assert picture.stat().st_size > 1000
+        with pytest.raises(SystemExit):
+            quality.main(["--ways", "int5"])
