@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from .tables import Table, codes_of
+from .tables import Table
+
+#: Channels rounded before what they cost is passed on to all that follow, as one product.
+_TOGETHER = 8
 
 #: What is added to the diagonal, as a part of its mean: few samples say little of small moments.
 DAMPING = 0.01
@@ -27,25 +30,30 @@ def inverse_factor(gram: torch.Tensor) -> torch.Tensor:
     return torch.linalg.cholesky((inverse + inverse.mT) / 2, upper=True).float()
 
 
-def compensated_codes(
+def compensated(
     x: torch.Tensor, step: torch.Tensor, table: Table, inverse: torch.Tensor
 ) -> torch.Tensor:
-    """The codes of a block ``(64, O, G, taps)``, channel by channel.
+    """The codes of a block ``(64, G, O, taps)``, channel by channel.
 
     Args:
         x: the weights.
-        step: ``(O, G, taps)``, what the table's values are multiplied by.
+        step: ``(G, O, taps)``, what the table's values are multiplied by.
         table: the values to choose from.
         inverse: ``(G, 64, 64)`` from :func:`inverse_factor`.
     """
-    channels, out, groups, taps = x.shape
-    left = x.reshape(channels, out, groups * taps).clone()
-    step = step.reshape(out, groups * taps)
-    # one column a group and tap, so that the innermost loop is long
-    factor = inverse.permute(1, 2, 0).repeat_interleave(taps, dim=2)
-    codes = torch.empty(left.shape, dtype=torch.uint8)
-    for i in range(channels):
-        codes[i] = codes_of(left[i], step, table)
-        error = (left[i] - table.look_up(codes[i]) * step) / factor[i, i]
-        left[i + 1 :].addcmul_(factor[i, i + 1 :, None], error, value=-1)
+    channels, groups = x.shape[:2]
+    left = x.flatten(2).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    step = step.flatten(1)
+    codes = torch.empty(channels, *step.shape, dtype=torch.uint8)
+    for start in range(0, channels, _TOGETHER):
+        end = start + _TOGETHER
+        errors = left[:, start:end]  # what a channel lost takes its place
+        for i in range(start, end):
+            channel = left[:, i]
+            codes[i], values = table.nearest(channel, step)
+            channel.sub_(values.mul_(step)).div_(inverse[:, i, i, None])
+            near = inverse[:, i, i + 1 : end, None]
+            left[:, i + 1 : end].addcmul_(near, channel[:, None], value=-1)
+        if end < channels:
+            left[:, end:].baddbmm_(inverse[:, start:end, end:].mT, errors, alpha=-1)
     return codes.view(x.shape)

@@ -9,15 +9,16 @@ from torch.nn import functional as F
 
 from ..integer import GROUP
 from .coded import Coded
-from .compensate import compensated_codes, inverse_factor
+from .compensate import compensated, inverse_factor
+from .curves import largest_of
 from .encoding import Encoding, NonFiniteWeightError
 from .fit import fit_table
 from .pruning import prune
 from .scales import choose_scales, refit
-from .tables import UNIFORM, Table, codes_of
+from .tables import Table
 
-#: Elements encoded at a time: their few temporaries stay in the near caches.
-BLOCK = 1 << 18
+#: Elements encoded at a time: fewer would pay for calls, more for memory.
+BLOCK = 1 << 19
 
 #: Clipping points tried for int8, as parts of a channel's largest weight.
 _CLIPS = (1.0, 0.95, 0.9, 0.83, 0.75, 0.65)
@@ -59,14 +60,13 @@ def encode(
     if encoding.kind == "int8":
         return _encode_values(weight, importance)
     taps = weight.reshape(*weight.shape[:2], -1)
+    if importance is None and taps.shape[1] % GROUP:
+        importance = torch.ones(taps.shape[1])  # and padding has none
     if importance is not None:
-        importance = _grouped(importance.float().view(1, -1, 1))
+        importance = _grouped(_damped(importance.float()).view(1, -1, 1))
     inverse = None if gram is None or encoding.pruning else inverse_factor(gram)
-    table = UNIFORM
-    if encoding.kind == "shared":
-        table = fit_table(
-            _sample(taps), encoding.entries, importance, zero=encoding.pruning is not None
-        )
+    zero, free = encoding.pruning is not None, encoding.kind == "shared"
+    table = fit_table(_sample(taps), encoding.entries, importance, zero, free)
     out, channels, runs = taps.shape
     codes = torch.empty(out, channels, runs, dtype=torch.uint8)
     group_scale = torch.empty(out, -(-channels // GROUP), runs, dtype=torch.int8)
@@ -74,7 +74,7 @@ def encode(
     for rows in _row_blocks(taps):
         x = _grouped(taps[rows])
         code, scale, channel = _encode_block(x, table, importance, inverse)
-        codes[rows] = code.permute(1, 2, 0, 3).reshape(len(code[0]), -1, runs)[:, :channels]
+        codes[rows] = code.permute(2, 1, 0, 3).reshape(code.shape[2], -1, runs)[:, :channels]
         group_scale[rows], channel_scale[rows] = scale, channel
     shape = (out, group_scale.shape[1], *weight.shape[2:])
     return Coded(codes.view(weight.shape), table.values, group_scale.view(shape), channel_scale)
@@ -86,16 +86,21 @@ def _encode_block(
     importance: torch.Tensor | None,
     inverse: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, group scales and channel scales of a block ``(64, O, G, taps)``."""
-    largest = _divisor(torch.maximum(x.amax(dim=0), -x.amin(dim=0)).amax(dim=(1, 2), keepdim=True))
-    x = x / largest  # squares of very large and very small weights stay in range
-    group_scale, channel_scale = choose_scales(x, table, importance)
+    """Codes, group scales and channel scales of a block ``(64, G, O, taps)``."""
+    sizes = largest_of(x)
+    size = sizes.amax(dim=(0, 2), keepdim=True)
+    largest = _divisor(size)
+    x.div_(largest)  # squares of very large and very small weights stay in range
+    group_scale, channel_scale = choose_scales(x, table, importance, sizes / largest)
     if inverse is not None:
-        codes = compensated_codes(x, group_scale * channel_scale, table, inverse)
-        return codes, group_scale.to(torch.int8), (channel_scale * largest).flatten()
-    codes = codes_of(x, group_scale * channel_scale, table)
-    channel_scale = refit(x, codes, table, group_scale, channel_scale, importance)
-    return codes, group_scale.to(torch.int8), (channel_scale * largest).flatten()
+        codes = compensated(x, group_scale * channel_scale, table, inverse)
+    else:
+        codes, values = table.nearest(x, group_scale * channel_scale)
+        channel_scale = refit(x, values, group_scale, channel_scale, importance)
+    # Zeros need no value of the table's that is zero, only a channel's scale that is next to it.
+    tiny = torch.finfo(torch.float32).tiny
+    channel_scale = torch.where(size > tiny, channel_scale * largest, tiny)
+    return codes, group_scale.transpose(0, 1).to(torch.int8), channel_scale.flatten()
 
 
 def _encode_values(weight: torch.Tensor, importance: torch.Tensor | None) -> Coded:
@@ -127,15 +132,23 @@ def _encode_values(weight: torch.Tensor, importance: torch.Tensor | None) -> Cod
     return Coded(codes.view(weight.shape), None, None, channel_scale)
 
 
+def _damped(importance: torch.Tensor) -> torch.Tensor:
+    """Importance that no channel is quite without: activations seen are not all there will be."""
+    mean = importance.mean()
+    return importance + 0.01 * torch.where(mean > 0, mean, 1.0)
+
+
 def _row_blocks(x: torch.Tensor) -> Iterator[slice]:
     step = max(1, BLOCK // max(1, x[0].numel()))
     return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
 
 
 def _grouped(taps: torch.Tensor) -> torch.Tensor:
-    """``(O, I, taps)`` as fp32 ``(64, O, ceil(I / 64), taps)``: scales broadcast along axis 0."""
-    padded = F.pad(taps, (0, 0, 0, -taps.shape[1] % GROUP)).float()
-    return padded.unflatten(1, (-1, GROUP)).permute(2, 0, 1, 3).contiguous()
+    """``(O, I, taps)`` as fp32 ``(64, ceil(I / 64), O, taps)``: scales broadcast along axis 0."""
+    if taps.shape[1] % GROUP:
+        taps = F.pad(taps, (0, 0, 0, -taps.shape[1] % GROUP))
+    split = taps.unflatten(1, (-1, GROUP)).permute(2, 1, 0, 3)
+    return torch.empty(split.shape).copy_(split)
 
 
 def _divisor(x: torch.Tensor) -> torch.Tensor:
@@ -156,4 +169,4 @@ def _sample(taps: torch.Tensor) -> torch.Tensor:
     count = max(1, min(len(taps), _SAMPLE // max(1, taps[0].numel())))
     rows = torch.linspace(0, len(taps) - 1, count).round().long()
     x = _grouped(taps[rows])
-    return x / _divisor(x.abs().amax(dim=(0, 2, 3), keepdim=True))
+    return x / _divisor(x.abs().amax(dim=(0, 1, 3), keepdim=True))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from .curves import largest_of, rms, uniform_table
 from .kmeans import kmeans
-from .scales import choose_scales, group_size, refit
-from .tables import LOSS_STEPS, UNIFORM, Table, codes_of
+from .scales import choose_scales, refit
+from .tables import LOSS_STEPS, UNIFORM, Table
 
 #: Bins of the histogram that k-means sees.
 _BINS = 1 << 10
@@ -15,33 +16,51 @@ _BINS = 1 << 10
 _SCALES = {4: (2, 3, 4, 6, 8, 10), 16: (3, 4, 5, 6, 7, 8), 256: (1, 2)}
 
 
-def fit_table(x: torch.Tensor, entries: int, importance: torch.Tensor | None, zero: bool) -> Table:
-    """The table that loses least on a sample ``(64, O, G, taps)`` of a layer.
+def fit_table(
+    x: torch.Tensor, entries: int, importance: torch.Tensor | None, zero: bool, free: bool = True
+) -> Table:
+    """The table that loses least on a sample ``(64, G, O, taps)`` of a layer.
+
+    Args:
+        x: the sample, fp32.
+        entries: 4, 16 or 256.
+        importance: ``(64, G, 1, 1)`` or None.
+        zero: whether zero must be among the values: pruned weights stay zero.
+        free: any values may be chosen; else evenly spaced ones.
+    """
+
+    largest = largest_of(x)
+
+    def loss(table: Table) -> float:
+        group_scale, unit = choose_scales(x, table, importance, largest)
+        values = table.nearest(x, group_scale * unit)[1]
+        unit = refit(x, values, group_scale, unit, importance)
+        error = values.mul_(group_scale * unit).sub_(x).square_()
+        return float((error if importance is None else error * importance).sum())
+
+    tables = []
+    if entries == 16:
+        tables = [uniform_table(v, x, importance) for v in UNIFORM if 0 in v or not zero]
+    if free:
+        tables += _free_tables(x, entries, importance, zero)
+    return tables[0] if len(tables) == 1 else min(tables, key=loss)
+
+
+def _free_tables(
+    x: torch.Tensor, entries: int, importance: torch.Tensor | None, zero: bool
+) -> list[Table]:
+    """Tables found by k-means.
 
     Weights are brought to one scale by the size of their groups, measured in two ways that suit
     different distributions. K-means, each value weighed by the square of that size (and its
     importance), gives the centroids. How finely integers can follow them trades against how
     finely groups can be scaled, since the product of both stays within ±127: every split is
-    tried, and the uniform table where it fits.
-
-    Args:
-        x: the sample, fp32.
-        entries: 4, 16 or 256.
-        importance: ``(64, 1, G, 1)`` or None.
-        zero: whether zero must be among the values: pruned weights stay zero.
+    tried.
     """
-
-    def loss(table: Table) -> float:
-        group_scale, unit = choose_scales(x, table, importance)
-        codes = codes_of(x, group_scale * unit, table)
-        unit = refit(x, codes, table, group_scale, unit, importance)
-        error = (table.look_up(codes) * (group_scale * unit) - x).square_()
-        return float((error if importance is None else error * importance).sum())
-
     relevant = x != 0 if zero else torch.ones_like(x, dtype=torch.bool)
-    tables = [UNIFORM] if entries == 16 else []
+    tables = []
     for measure in ("largest", "rms"):
-        size = group_size(x, measure)
+        size = largest_of(x) if measure == "largest" else rms(x)
         size = torch.where(size > 0, size, 1.0)
         mass = (size * size).expand(x.shape)
         mass = mass if importance is None else mass * importance
@@ -51,7 +70,7 @@ def fit_table(x: torch.Tensor, entries: int, importance: torch.Tensor | None, ze
             _on_integers(centroids, 127 // scale, points, counts, zero, measure)
             for scale in _SCALES[entries]
         ]
-    return min(tables, key=loss)
+    return tables
 
 
 def _weighted_histogram(
