@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from zoomc.kernels.weights import Encoding
 from zoomc.kernels.weights.op import DECODE, UNPACK
+from zoomc.kernels.weights.tables import UNIFORM
 
 from .ops import CAT, TO, aten
 from .rewrite import Value, call, is_call
@@ -69,7 +70,7 @@ def _decoded(node: fx.Node) -> Stored:
     values = _tensor(table)
     if not values.numel():
         return Stored(Encoding("int8"), codes, None, None, scale)
-    uniform = values.tolist() == list(range(-8, 8))
+    uniform = any(torch.equal(values, table) for table in UNIFORM)
     encoding = Encoding("int4") if uniform else Encoding("shared", values.numel())
     return Stored(encoding, codes, table, group_scale, scale)  # type: ignore[arg-type]
 

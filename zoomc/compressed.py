@@ -159,7 +159,7 @@ def _families(layers: Mapping[str, Layer], chosen: Mapping[str, Encoding]) -> li
     for name, encoding in chosen.items():
         weight = layers[name].weight
         key: Any = name
-        if encoding.kind == "shared" and isinstance(layers[name], nn.Linear):
+        if encoding.table and isinstance(layers[name], nn.Linear):
             key = name.rpartition(".")[0], encoding, weight.shape[1], weight.dtype
         families.setdefault(key, []).append(name)
     return list(families.values())

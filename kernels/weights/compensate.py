@@ -41,7 +41,7 @@ def compensated(
         table: the values to choose from.
         inverse: ``(G, 64, 64)`` from :func:`inverse_factor`.
     """
-    channels, groups = x.shape[:2]
+    channels = len(x)
     left = x.flatten(2).transpose(0, 1).clone(memory_format=torch.contiguous_format)
     step = step.flatten(1)
     codes = torch.empty(channels, *step.shape, dtype=torch.uint8)

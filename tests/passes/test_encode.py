@@ -68,7 +68,8 @@ def test_every_encoding_errs_as_much_as_its_levels_explain():
         errors[weights] = error(outputs(gm, inputs), want)
     assert errors["int8"] < 0.03 and errors["shared:256"] < 0.03
     assert 3 * errors["int8"] < errors["int4"] < 0.25
-    assert errors["shared"] < errors["int4"] < errors["shared:4"]
+    # which of the two is better is told by weights, not by a model as small as this
+    assert max(errors["shared"], errors["int4"]) < errors["shared:4"]
     assert errors["int4"] < errors["keep+2:4"] < 1 and errors["int4"] < errors["int4+2:4"]
 
 
@@ -246,12 +247,15 @@ def test_moments_are_those_of_what_the_product_reads():
     found = grams(gm, layers, inputs)
     h = nn.functional.silu(module.norm(module.first(x)))
     rows = h.movedim(1, -1).reshape(-1, 64)
-    torch.testing.assert_close(found[layers[1]][0], rows.t() @ rows / len(rows))
+    moments = rows.t() @ rows / len(rows)
+    # 72 rows tell of 64 channels: what they have in common counts 72 / 136
+    off = moments * (72 / 136)
+    torch.testing.assert_close(found[layers[1]][0], torch.diagonal_scatter(off, moments.diag()))
     h = module.layer_norm(module.conv(h).flatten(2).mT).reshape(-1, 96)
     assert found[layers[2]].shape == (2, 64, 64)
-    torch.testing.assert_close(
-        found[layers[2]][0], h[:, :64].t() @ h[:, :64] / len(h), rtol=1e-4, atol=1e-5
-    )
+    moments = h[:, :64].t() @ h[:, :64] / len(h)
+    shrunk = torch.diagonal_scatter(moments * (72 / 136), moments.diag())
+    torch.testing.assert_close(found[layers[2]][0], shrunk, rtol=1e-4, atol=1e-5)
     assert (found[layers[2]][1, 32:] == 0).all()
 
 
