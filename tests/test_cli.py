@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 
 import av
 import pytest
+import torch
 from PIL import Image
+from zoomc.targets.tuning import Store
 
 from zoomc import cli
 from zoomc.options import describe
+from zoomc.tuning import Tuning
 
 HEAVY = ("torch", "tvm", "diffusers", "transformers", "numpy", "PIL", "rich", "av")
 
@@ -187,3 +191,60 @@ def test_explain_hands_over_the_part_and_the_options(capsys, monkeypatch):
     assert [name for name, *_ in seen] == ["Encoder", "Decoder"]
     assert seen[0][1] == [(1, 3, 64, 64)] and seen[1][1] == [(1, 4, 16, 16)]
     assert all(options == {"threads": "2"} for *_, options in seen)
+
+
+TINY_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "in_channels": 9,
+    "sample_size": 8,
+    "block_out_channels": [8],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "mid_block_type": None,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+}
+
+
+def test_tune_hands_over_the_model_of_a_config_and_its_limits(capsys, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(TINY_UNET))
+    seen = []
+
+    def tune(model, *inputs, reporter, **given):
+        reporter.begin(3, 1)
+        seen.append((next(model.parameters()).dtype, [tuple(x.shape) for x in inputs], given))
+        return Tuning(Store(given["options"]["tuning"]), [])
+
+    monkeypatch.setattr("zoomc.tuning.tune", tune)
+    words = ["tune", tmp_path, "--dtype", "bfloat16", "--store", tmp_path / "s", "-O", "isa=avx2"]
+    code, out, err = run(capsys, *words, "--candidates", "5", "--limit", "60")
+    assert code == 0 and "unet\n" in out and f"kept in {tmp_path / 's'}" in out
+    assert "1 of 3 kernels are known from before" in err
+    options = {"isa": "avx2", "tuning": str(tmp_path / "s"), "target": "cpu"}
+    given = {"options": options, "device": None, "candidates": 5, "seconds": 60.0}
+    assert seen == [(torch.bfloat16, [(2, 9, 8, 8), (), (2, 77, 16)], given)]
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoomc.tuning.tune", interrupted)
+    code, out, err = run(capsys, *words, "-q")
+    assert code == 130 and "the same command goes on" in out and not err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--tracker", "127.0.0.1:9190"], "--tracker and --key go together"),
+        (["--candidates", "1"], "at least 2"),
+        (["-O", "tuning=off"], "--store"),
+        (["--tracker", "nowhere", "--key", "x"], "write host:port"),
+        (["CONFIG"], "no UNet's: it is of a Bert"),
+    ],
+)
+def test_tune_says_what_is_wrong(capsys, tmp_path, arguments, told):
+    (tmp_path / "config.json").write_text('{"_class_name": "Bert"}')
+    words = [tmp_path if word == "CONFIG" else word for word in arguments]
+    code, _, err = run(capsys, "tune", *words)
+    assert code == 2 and told in err and err.count("\n") == 1

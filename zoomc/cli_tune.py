@@ -129,7 +129,7 @@ def _reporter(quiet: bool) -> Any:
     )
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     class Terminal(Reporter):
         def __enter__(self) -> Reporter:
