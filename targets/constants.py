@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from ..kernels.tir.kernel import Operand
+from .pages import CODES, page_out
 
 #: Bytes from which on a packed constant gets pages of its own.
 _LARGE = 1 << 20
@@ -69,6 +70,9 @@ class Constants:
         #: The last call with several results, as encoding a weight is: a layer packs them one
         #: after the other, and computing them again for each would take as many times as long.
         self._several: tuple[Hashable, Any] | None = None
+        #: Codes read since memory was looked after: of them too, the packed copy is the only one
+        #: that has to stay.
+        self._codes: list[torch.Tensor] = []
 
     def evaluate(self, node: fx.Node) -> torch.Tensor:
         """The value of a constant node, computed in eager."""
@@ -80,6 +84,8 @@ class Constants:
             elif needed.op == "get_attr":
                 weight = self._weights(str(needed.target))
                 values[needed] = (attribute(needed) if weight is None else weight).detach()
+                if values[needed].dtype in CODES:
+                    self._codes.append(values[needed])
             else:
                 args, kwargs = fx.map_arg((needed.args, needed.kwargs), values.__getitem__)
                 with torch.no_grad():
@@ -98,6 +104,7 @@ class Constants:
     def settle(self) -> None:
         """Everything is packed: let go of what was only kept on the way."""
         self._several = None
+        self._look_after_memory()
 
     def packed(self, operand: Operand) -> torch.Tensor:
         """The operand's tensor as its kernel expects it: laid out, dense, aligned to 64 bytes."""
@@ -114,8 +121,14 @@ class Constants:
             self._since_trim += tensor.nbytes
             if self._since_trim > _TRIM:
                 trim()
-                self._since_trim = 0
+                self._look_after_memory()
         return tensor
+
+    def _look_after_memory(self) -> None:
+        for codes in self._codes:
+            page_out(codes)
+        self._codes.clear()
+        self._since_trim = 0
 
     def forget(self) -> None:
         """Drop every packed copy, so that the next request packs the current weights."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from zoomc.kernels.weights.encoding import EncodingError
 from zoomc.passes import run
+from zoomc.targets.pages import page_out
 
 import zoomc
 from tests.models import MODELS
@@ -220,3 +223,35 @@ def test_a_whole_unet(tmp_path):
     encodings = [layer.encoding for layer in layers]
     assert encodings.count("int4") == 59 and encodings.count("int8") == 12
     assert error(outputs(gm, inputs)[0], want) < 0.1  # what int8 activations add
+
+
+def resident(path) -> int:
+    """Bytes of a mapped file that this process has in memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            inside = line.rstrip().endswith(str(path))
+        elif inside and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
+def test_only_the_packed_copy_stays_in_memory(tmp_path):
+    def sizable() -> nn.Module:
+        return nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(4))).eval()
+
+    if not page_out(torch.empty(1 << 16)):
+        pytest.skip("the system cannot be told to drop pages")
+    path, x = tmp_path / "net.safetensors", torch.randn(20, 1024)
+    zoomc.save_compressed(zoomc.compress(sizable(), weights="int4"), path)
+    with torch.device("meta"):
+        model = sizable()
+    zoomc.load_compressed(model, path)
+    assert resident(path) < 0.2 * path.stat().st_size
+    want = model(x)
+    assert resident(path) > 0.8 * path.stat().st_size
+    fast = torch.compile(model, backend="zoomc", options={"fallback": "error"})
+    assert error(fast(x), want) < 0.03
+    fast(x)
+    assert resident(path) < 0.2 * path.stat().st_size
+    assert torch.equal(model(x), want)

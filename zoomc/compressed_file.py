@@ -15,6 +15,7 @@ from torch import nn
 
 from .compressed import CODED, PARTS, Coded, become_coded
 from .errors import CompressedFileError
+from .targets.pages import page_out
 
 _FORMAT = "1"
 
@@ -40,6 +41,8 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
     sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     header = {"zoomc": _FORMAT, "layers": json.dumps(layers), "checksums": json.dumps(sums)}
     save_file(tensors, path, metadata=header)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())  # only what is on the disk can leave the memory of those who map it
 
 
 def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -47,7 +50,8 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
 
     The model may be built on the meta device, ``with torch.device("meta")``, so that its original
     weights never exist. The file is mapped, not read: the system loads and drops its pages as it
-    likes, and the file must stay where it is.
+    likes, and the file must stay where it is. Once the model is compiled, only the copy that its
+    kernels read stays in memory.
 
     Args:
         model: of the class and configuration that was saved.
@@ -92,7 +96,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[s
     except (SafetensorError, OSError) as error:
         raise CompressedFileError(f"{path} is damaged or truncated ({error}): {again}") from error
     sums = json.loads(header["checksums"])
-    damaged = [name for name, tensor in tensors.items() if _checksum(tensor) != sums.get(name)]
+    damaged = []
+    for name, tensor in tensors.items():
+        if _checksum(tensor) != sums.get(name):
+            damaged.append(name)
+        page_out(tensor)  # until somebody reads it
     if damaged or sums.keys() != tensors.keys():
         names = ", ".join(damaged[:3]) or "tensors are missing"
         raise CompressedFileError(f"{path} is damaged ({names}): {again}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from .errors import StaleWeightsError
+from .targets.pages import CODES
 
 #: Pause between calls, in seconds, after which all of the weights are read again. The steps of a
 #: denoising loop follow each other faster, so they pay for a look at a few samples only.
@@ -27,8 +28,8 @@ class WeightWatch:
     address and version counter, looked at on each call. Writes through ``.data``, as LoRA fusing
     does, leave all three alone; they are found by sampling each weight on each call, and by a
     checksum of everything when the model is small or the calls have paused. What escapes is a
-    ``.data`` write to a few elements of a large model within seconds of a call:
-    ``zoomc.refresh(model)`` covers that.
+    ``.data`` write to a few elements of a large model within seconds of a call, or to the codes of
+    a compressed one, whose pages need not be in memory: ``zoomc.refresh(model)`` covers that.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
@@ -48,9 +49,10 @@ class WeightWatch:
                 " changes and zoomc could answer with stale ones: load the model under"
                 " torch.no_grad() instead (calling it under inference_mode is fine)"
             )
-        self._weights = list(weights)
         self._state = _state(weights)
-        self._views = [_sample_view(w) for w in weights if w.numel()]
+        weights = [w for w in weights if w.numel() and w.dtype not in CODES]
+        self._weights = weights
+        self._views = [_sample_view(w) for w in weights]
         self._sample = _sample(self._views)
         self._checksum = _checksum(self._weights)
         self._small = sum(w.nbytes for w in weights) <= SMALL
