@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,13 +49,16 @@ def tracker():
         for command in commands:
             words = [sys.executable, "-m", f"tvm.exec.{command[0]}", *command[1:]]
             words += ["--host", "127.0.0.1", "--silent"]
-            running.append(subprocess.Popen(words, stderr=subprocess.DEVNULL))
+            # A session of its own: the tracker starts a worker that would outlive it.
+            running.append(
+                subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+            )
             _wait(lambda: socket.create_connection(("127.0.0.1", port), 1).close() is None)
         _wait(lambda: rpc.connect_tracker("127.0.0.1", port).summary()["server_info"])
         yield f"127.0.0.1:{port}"
     finally:
         for process in reversed(running):
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait()
 
 
