@@ -155,6 +155,12 @@ class Options:
     threads: int = _option(
         0, _integer(0, 1024), "worker threads; 0 = as many as torch.get_num_threads()"
     )
+    reuse: bool = _option(
+        True,
+        _flag,
+        "keep what depends on one input alone while that stays the same from call to call, such as"
+        " keys and values of a prompt; on a CPU",
+    )
     cuda_graph: bool = _option(
         True, _flag, "on a GPU: record a step once as a CUDA graph and replay it"
     )

@@ -99,6 +99,7 @@ class CpuTarget:
         from .partition import partition
         from .plan import make_plan
         from .relax import Segment, build
+        from .reuse import own_work
         from .tuned import Tuned
 
         clock = Stopwatch()
@@ -118,7 +119,8 @@ class CpuTarget:
                 f"{node.name} ({node.target}) cannot run on {self.name}: {reason};"
                 ' options={"fallback": "eager"} lets it run in eager'
             )
-        steps = partition(gm, plan)
+        own = own_work(gm, plan) if self._options.reuse else {}
+        steps = partition(gm, plan, own)
         clock.lap("plan")
         compiled = compile_kernels(plan.kernels.values(), self.isa)
         clock.lap("kernels")
@@ -157,6 +159,10 @@ class CpuTarget:
                 for node, reason in plan.fallbacks.items()
             ],
             "segments": len(segments),
+            "reused": {
+                source.name: sum(plan.kernels[n].flops for n in nodes if n in plan.kernels)
+                for source, nodes in own.items()
+            },
             "tuning": tuned.report(),
             "activation_bytes": sum(k.activation_nbytes for k in plan.kernels.values()),
             **extra,

@@ -19,6 +19,7 @@ from ..tensors import dense, unaliased
 from .library import Compiled
 from .plan import Plan, graph_outputs
 from .relax import Segment
+from .reuse import Watch
 
 #: In a forked child TVM's worker threads are gone, and waiting for them would never end. TVM keeps
 #: one pool per calling thread, so a fresh thread in the child gets a pool that lives.
@@ -76,6 +77,10 @@ class GraphExecutable:
         self._evaluated: dict[fx.Node, torch.Tensor] = {}
         self._lock = threading.Lock()
         self._last_use = _last_uses(steps, self._outputs)
+        #: Results of the segments that depend on one input alone, while that stays the same.
+        self._kept: dict[str, list[torch.Tensor]] = {}
+        alone = any(isinstance(step, Segment) and step.alone is not None for step in steps)
+        self._watch = Watch() if alone else None
 
     def _functions(self, code: Any) -> dict[str, Callable[..., Any]]:
         """A virtual machine's function for each segment, by name."""
@@ -116,6 +121,7 @@ class GraphExecutable:
     def bind(self) -> None:
         """Pack the weights as they are now; called again after they changed."""
         self._evaluated.clear()
+        self._kept.clear()
         for step in self._steps:
             if isinstance(step, Segment):
                 self._bound[step.name] = []
@@ -138,6 +144,9 @@ class GraphExecutable:
             node: dense(x) for node, x in zip(self._placeholders, inputs, strict=True)
         }
 
+        steady = self._watch.steady(list(values.values())) if self._watch else set()
+        staying = {self._placeholders[position] for position in steady}
+
         def value(node: fx.Node) -> Any:
             if node not in self._plan.constant:
                 return values[node]
@@ -147,8 +156,14 @@ class GraphExecutable:
 
         for index, step in enumerate(self._steps):
             if isinstance(step, Segment):
-                arguments = [as_storage(dense(values[node])) for node in step.inputs]
-                results = machine[step.name](*arguments, *self._bound[step.name])
+                if step.alone not in staying:
+                    self._kept.pop(step.name, None)
+                results = self._kept.get(step.name)
+                if results is None:
+                    arguments = [as_storage(dense(values[node])) for node in step.inputs]
+                    results = machine[step.name](*arguments, *self._bound[step.name])
+                    if step.alone in staying:
+                        self._kept[step.name] = list(results)
                 for node, result in zip(step.outputs, results, strict=True):
                     values[node] = as_dtype(result, node.meta["val"].dtype)
             else:
@@ -157,7 +172,8 @@ class GraphExecutable:
                     values[step.node] = step.run(args, kwargs)
             for node in self._last_use[index]:
                 values.pop(node, None)
-        return unaliased([value(node) for node in self._outputs], inputs)
+        kept = [tensor for results in self._kept.values() for tensor in results]
+        return unaliased([value(node) for node in self._outputs], [*inputs, *kept])
 
 
 def as_dtype(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import fx
 
@@ -12,11 +13,18 @@ from .plan import Plan, graph_outputs
 from .relax import Segment
 
 
-def partition(gm: fx.GraphModule, plan: Plan) -> list[Segment | EagerStep]:
+def partition(
+    gm: fx.GraphModule, plan: Plan, own: Mapping[fx.Node, set[fx.Node]] | None = None
+) -> list[Segment | EagerStep]:
     """Order the nodes so that everything compiled which can run now does, then eager nodes.
 
     The order is a topological one, and greedy: it leaves a segment only when nothing more can
     run in it. A graph without fallbacks becomes one segment.
+
+    Args:
+        gm: the graph.
+        plan: how each of its nodes runs.
+        own: nodes by the placeholder that they alone depend on, which get segments of their own.
     """
     waiting = [
         node
@@ -24,6 +32,12 @@ def partition(gm: fx.GraphModule, plan: Plan) -> list[Segment | EagerStep]:
         if node.op == "call_function" and node not in plan.constant and used(node)
     ]
     done = plan.constant | set(gm.graph.find_nodes(op="placeholder"))
+    first: list[Segment | EagerStep] = []
+    for i, (source, nodes) in enumerate((own or {}).items()):
+        group = [node for node in waiting if node in nodes]
+        first.append(replace(_segment(f"own{i}", group, plan, gm), alone=source))
+        done |= nodes
+    waiting = [node for node in waiting if node not in done]
     groups: list[list[fx.Node] | fx.Node] = []
     while waiting:
         compiled: list[fx.Node] = []
@@ -44,7 +58,7 @@ def partition(gm: fx.GraphModule, plan: Plan) -> list[Segment | EagerStep]:
             groups.extend(eager)
             done |= set(eager)
         waiting = rest
-    return [
+    return first + [
         plan.elsewhere.get(group) or EagerStep(group)
         if isinstance(group, fx.Node)
         else _segment(f"segment{i}", group, plan, gm)

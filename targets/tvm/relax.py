@@ -28,6 +28,7 @@ class Segment:
         inputs: values it reads that are computed elsewhere, in parameter order.
         outputs: values others read, in result order.
         constants: packed constants, the parameters after the inputs.
+        alone: the placeholder it reads if its results are kept while that stays the same.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Segment:
     inputs: list[fx.Node]
     outputs: list[fx.Node]
     constants: list[Operand]
+    alone: fx.Node | None = None
 
 
 def type_of(spec: TensorSpec) -> relax.TensorType:
