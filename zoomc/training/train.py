@@ -180,9 +180,13 @@ class Run:
         self.tune_decoder(vae, encode_all(vae, self.pictures()), "tuned-decoder", lr=4e-4)
         self._tell(vae)
         target = self.out / "pipeline"
-        shutil.copytree(pipeline, target, dirs_exist_ok=True)
         torch.nn.Module.to(vae, device="cpu", dtype=torch.float16)
         vae.save_pretrained(target / "vae")
+        # All else as it was, the VAE's configuration too: what is saved of it names its folder.
+        known = shutil.ignore_patterns("*.safetensors")
+        shutil.copytree(pipeline / "vae", target / "vae", ignore=known, dirs_exist_ok=True)
+        rest = shutil.ignore_patterns("vae")
+        shutil.copytree(pipeline, target, ignore=rest, dirs_exist_ok=True)
         return target
 
     def _tell(self, vae: AutoencoderKL) -> None:
