@@ -193,12 +193,14 @@ def plan(
     workers = min(splits(isa.threads), key=cost)
     per_value = micro.columns * micro.b_bytes
     # Tiles are so fast that a panel's chunk must come from the first-level cache, beside the rows;
-    # where it is decoded first, fewer and longer chunks win. The factors here are measured.
+    # where it is decoded first, fewer and longer chunks win, the more so the more blocks come back
+    # to their sums for each. The factors here are measured.
     near = micro.tiles and not micro.decoded
-    budget = int(0.45 * isa.l1 if near else isa.l2 / 8) // per_value // micro.kstep * micro.kstep
+    share = -(-total // workers[1])
+    room = 0.45 * isa.l1 if near else isa.l2 / (5 if micro.decoded and share >= 16 else 8)
+    budget = int(room) // per_value // micro.kstep * micro.kstep
     pieces = -(-depth.length // max(budget, micro.kstep))
     chunk = -(-depth.length // pieces // micro.kstep) * micro.kstep
-    share = -(-total // workers[1])
     single = depth.runs == 1 and chunk >= depth.length
 
     def traffic(blocks: int) -> float:
