@@ -43,10 +43,15 @@ def main() -> None:
     parser.add_argument("--kib", type=float, default=64)
     parser.add_argument("--networks", default="alexnet,vgg16,mobilenet")
     parser.add_argument("--fixed", default="output", choices=("output", "weight", "input"))
+    parser.add_argument(
+        "--apart", action="store_true", help="a third of near memory for each operand, both sides"
+    )
     args = parser.parse_args()
     dram = PRESETS[args.device]
-    memory = Memory(int(args.kib * KIB), Words(8, 8, 8, 32))
-    print(f"{args.device}, {args.kib:g} KiB, against a fixed {args.fixed}-stationary schedule")
+    near = int(args.kib * KIB)
+    memory = Memory((near // 3,) * 3 if args.apart else near, Words(8, 8, 8, 32))
+    where = f"{args.kib:g} KiB " + ("in three buffers" if args.apart else "shared")
+    print(f"{args.device}, {where}, against a fixed {args.fixed}-stationary schedule")
     for name in args.networks.split(","):
         unique: dict[Conv, int] = {}
         for layer in NETWORKS[name](1):
