@@ -5,3 +5,11 @@ from __future__ import annotations
 
 class ZoomcError(Exception):
     """Something the user can mend; the message says how."""
+
+
+class LayerError(ZoomcError):
+    """A layer whose sizes make no sense."""
+
+
+class MachineError(ZoomcError):
+    """A machine description with a missing, negative or contradictory value."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..kernels.errors import ZoomcError
+from ..kernels.errors import LayerError, MachineError, ZoomcError
 
 
 class UnsupportedCpuError(ZoomcError):
@@ -21,14 +21,6 @@ class FallbackError(ZoomcError):
     """``fallback="error"`` and something would have run in eager."""
 
 
-class LayerError(ZoomcError):
-    """A layer whose sizes make no sense."""
-
-
-class MachineError(ZoomcError):
-    """A machine description with a missing, negative or contradictory value."""
-
-
 class CapacityError(ZoomcError):
     """No tile of a layer, however small, fits the near memory."""
 
@@ -43,3 +35,17 @@ class PowerLimitError(ZoomcError):
 
 class TuningError(ZoomcError):
     """A tuning file or a device behind a tracker that cannot be used."""
+
+
+__all__ = [
+    "CapacityError",
+    "CounterError",
+    "FallbackError",
+    "LayerError",
+    "MachineError",
+    "MissingDependencyError",
+    "PowerLimitError",
+    "TuningError",
+    "UnsupportedCpuError",
+    "UnsupportedGpuError",
+]

@@ -11,11 +11,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from ..kernels.tiling.layer import Conv
+from ..kernels.tiling.schedule import IGNORES, OPERANDS, Schedule, Tiles, covered
 from .dram import Dram, Run, layout
 from .tiling.bus import pieces, spans
-from .tiling.layer import Conv
 from .tiling.plan import Plan
-from .tiling.schedule import IGNORES, OPERANDS, Schedule, Tiles, covered
 
 _ALL = (0, 0)
 

@@ -22,6 +22,7 @@ from .kernel import TensorSpec
 from .layout import Layout
 from .micro import Micro, fetching
 from .plan import Extent, Plan, chosen, splits
+from .traffic import Prices, Share
 
 Expr = Any
 Buffer = Any
@@ -202,28 +203,26 @@ def plan(
     pieces = -(-depth.length // max(budget, micro.kstep))
     chunk = -(-depth.length // pieces // micro.kstep) * micro.kstep
     single = depth.runs == 1 and chunk >= depth.length
-
-    def traffic(blocks: int) -> float:
-        """Bytes a worker reads from beyond its second-level cache.
-
-        Rows that are read again for every panel weigh four times, split ones twice, or one and a
-        half times if in slabs: they come in short pieces, which the hardware fetches ahead badly.
-        A panel that is decoded weighs four times, and so do lines of the result where those of
-        a run do not stay near until the next panel: a panel fills one line a pixel, each in a page
-        of its own. The factors are measured.
-        """
-        turns = -(-share // blocks)
-        held = blocks * micro.block + (2 * rows.pitch if depth.runs > 1 else 0)
-        a_held = held * row_bytes
-        sums = 0 if single else blocks * micro.block * micro.columns * 4
-        again = -(-panels // workers[2]) * (4 if micro.planes == 1 else 1.5 if layout.slab else 2)
-        again = again if a_held + sums > (0.75 if near else 0.5) * isa.l2 else 1
-        b_read = b_bytes / workers[2] * (4 if micro.decoded else 1)
-        finished = blocks * micro.block * result / workers[2]
-        apart = 4 if a_held + sums + finished > 0.75 * isa.l2 else 1
-        return turns * (a_held * again + b_read + finished * apart)
-
-    blocks = min((-(-share // turns) for turns in range(1, min(share, 64) + 1)), key=traffic)
+    part = Share(
+        blocks=-(-total // workers[1]),
+        block=micro.block,
+        pitch=rows.pitch if depth.runs > 1 else 0,
+        row_bytes=row_bytes,
+        chunks=depth.runs * pieces,
+        panels=-(-panels // workers[2]),
+        panel_bytes=b_bytes / workers[2],
+        sums=0 if single else micro.columns * 4,
+        result=result / workers[2],
+    )
+    # Measured. Rows that are read again weigh four times, split ones twice, or one and a half times
+    # if in slabs; a panel that is decoded four times; and so do results that do not stay near: a
+    # panel fills one line a pixel, each in a page of its own.
+    prices = Prices(
+        again=4 if micro.planes == 1 else 1.5 if layout.slab else 2,
+        panel=4 if micro.decoded else 1,
+        apart=4,
+    )
+    blocks = part.best(prices, stay=(0.75 if near else 0.5) * isa.l2, near=0.75 * isa.l2)
     return Plan(*workers, blocks, chunk, fetch=micro.tiles)
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from ...kernels.tiling.layer import Attention
+from ...kernels.tiling.memory import Memory
+from ...kernels.tiling.schedule import Counts
+from ...kernels.tiling.tiles import sizes
 from ..errors import CapacityError
 from .bounds import lower_bound
-from .layer import Attention
-from .memory import Memory
 from .plan import Plan, energy
-from .schedule import Counts
-from .tiles import sizes
 
 ORDERS = ("queries", "keys")
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from math import sqrt
 
-from .layer import Attention, Layer
-from .memory import Memory, Words
+from ...kernels.tiling.layer import Attention, Layer
+from ...kernels.tiling.memory import Memory, Words
 
 
 def compulsory(layer: Layer, words: Words) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from math import gcd
 
-from .layer import Axis, Conv
-from .memory import Memory
-from .schedule import Counts, Schedule, Tiles, passes, trips_of
+from ...kernels.tiling.layer import Axis, Conv
+from ...kernels.tiling.memory import Memory
+from ...kernels.tiling.schedule import Counts, Schedule, Tiles, passes, trips_of
 
 
 @lru_cache(maxsize=1 << 16)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .layer import Attention, Conv, Layer
-from .memory import Memory
+from ...kernels.tiling.layer import Attention, Conv, Layer
+from ...kernels.tiling.memory import Memory
 from .plan import Plan
 from .search import granules, plan
 

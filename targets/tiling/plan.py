@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .layer import Attention, Layer
-from .memory import Memory
-from .schedule import OPERANDS, Counts, Schedule, Tiles
+from ...kernels.tiling.layer import Attention, Layer
+from ...kernels.tiling.memory import Memory
+from ...kernels.tiling.schedule import OPERANDS, Counts, Schedule, Tiles
 
 _LOOPS = {"s": "n p q", "o": "o", "i": "i"}
 

@@ -15,13 +15,9 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from ..errors import CapacityError
-from .bounds import lower_bound
-from .bus import aligned
-from .layer import Attention, Conv, Layer
-from .memory import Memory
-from .plan import Plan, energy
-from .schedule import (
+from ...kernels.tiling.layer import Attention, Conv, Layer
+from ...kernels.tiling.memory import Memory
+from ...kernels.tiling.schedule import (
     IGNORES,
     OPERANDS,
     SCHEDULES,
@@ -32,7 +28,11 @@ from .schedule import (
     every_tiling,
     measure,
 )
-from .tiles import sizes, spatial_tiles
+from ...kernels.tiling.tiles import sizes, spatial_tiles
+from ..errors import CapacityError
+from .bounds import lower_bound
+from .bus import aligned
+from .plan import Plan, energy
 
 #: Candidates of a layer that are all counted in bus words, and the most looked at otherwise.
 SMALL, LIMIT = 20000, 48

@@ -7,11 +7,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ....kernels.tiling.schedule import IGNORES, OPERANDS, covered, loads, trips_of
 from ...dram import align, layout
 from ...errors import CapacityError
 from ...tiling import SCHEDULES, Conv, Plan, Schedule, Tiles, Words, plan
 from ...tiling.bus import pieces
-from ...tiling.schedule import IGNORES, OPERANDS, covered, loads, trips_of
 from .commands import (
     ACTIVATION_CODES,
     Barrier,

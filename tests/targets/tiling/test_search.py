@@ -8,6 +8,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zoomc.kernels.tiling.schedule import IGNORES, OPERANDS, every_tiling
 from zoomc.targets.errors import CapacityError, LayerError, MachineError
 from zoomc.targets.tiling import (
     KIB,
@@ -26,7 +27,6 @@ from zoomc.targets.tiling import (
     plan,
 )
 from zoomc.targets.tiling.bus import aligned
-from zoomc.targets.tiling.schedule import IGNORES, OPERANDS, every_tiling
 from zoomc.targets.tiling.search import cost, legal
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from zoomc.kernels.tiling.schedule import IGNORES, OPERANDS, covered, trips_of
 from zoomc.targets.errors import CapacityError
 from zoomc.targets.tiling import KIB, SCHEDULES, Axis, Conv, Memory, Tiles, Words, measure, plan
-from zoomc.targets.tiling.schedule import IGNORES, OPERANDS, covered, trips_of
 
 pytest.importorskip(
     "zigzag.cost_model.cost_model",

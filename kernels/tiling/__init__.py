@@ -1,0 +1,1 @@
+"""What a tiling moves between two memories: the counts that planner and generators share."""
