@@ -171,8 +171,9 @@ class Run:
         Args:
             pipeline: its folder.
         """
-        vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32)
-        vae = vae.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
+        vae = AutoencoderKL.from_pretrained(pipeline / "vae")
+        vae = vae.to(self.device, torch.float32, memory_format=torch.channels_last)
+        vae.requires_grad_(False)
         if self.device.type == "cpu":
             train_faster(vae)
         self._tell(vae)
