@@ -51,8 +51,8 @@ def zoomc(**options: Any) -> Callable[[torch.nn.Module], Any]:
 CONTENDERS: dict[str, Callable[[torch.nn.Module], Any]] = {
     "eager": eager,
     "inductor": inductor,
-    "zoomc": zoomc(),
-    "zoomc-tuned": zoomc(tune=True),
+    "zoomc": zoomc(weights="keep"),
+    "zoomc-tuned": zoomc(weights="keep", tune=True),
     "zoomc-int8": zoomc(weights="int8"),
     "zoomc-int4": zoomc(weights="int4"),
 }

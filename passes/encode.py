@@ -92,8 +92,10 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
     """
     asked = Encoding.parse(context.weights)
     candidates = find(gm, asked)
-    if asked == KEEP:
-        candidates = [c for c in candidates if c.stored is not None]
+    # Of a compressed model, what its codes left alone was left alone for a reason.
+    compressed = [c for c in candidates if c.stored is not None]
+    if asked == KEEP or compressed:
+        candidates = compressed
     editor = Editor(gm)
     for candidate in candidates:
         _refuse(candidate, editor, context)

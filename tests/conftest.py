@@ -10,6 +10,8 @@ import pytest
 # A user's own settings must not change what is tested.
 for _name in [name for name in os.environ if name.startswith("ZOOMC_")]:
     del os.environ[_name]
+# Tests compare with eager closely; those of coded weights ask for them.
+os.environ["ZOOMC_WEIGHTS"] = "keep"
 
 
 @pytest.fixture(autouse=True)

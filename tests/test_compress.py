@@ -255,3 +255,15 @@ def test_only_the_packed_copy_stays_in_memory(tmp_path):
     fast(x)
     assert resident(path) < 0.2 * path.stat().st_size
     assert torch.equal(model(x), want)
+
+
+def test_what_compression_kept_stays_kept(monkeypatch):
+    """By default the compiler makes 4-bit codes, but not of a model that stores codes already."""
+    monkeypatch.delenv("ZOOMC_WEIGHTS")
+    model, inputs = net()
+    zoomc.compress(model, weights={"middle": "int8"})
+    want = model(*inputs)
+    with collect() as records:
+        got = torch.compile(model, backend="zoomc")(*inputs)
+    assert [layer.encoding for layer in records[0].trace.passes[-1].layers] == ["int8"]
+    assert (got - want).norm() < 0.02 * want.norm()

@@ -10,6 +10,11 @@ from zoomc.errors import OptionValueError, UnknownOptionError, ZoomcError
 from zoomc.options import Options, describe
 
 
+@pytest.fixture(autouse=True)
+def own_defaults(monkeypatch):
+    monkeypatch.delenv("ZOOMC_WEIGHTS")  # which tests of models set
+
+
 def test_defaults_are_valid_and_described():
     options = Options.resolve()
     assert options == Options()

@@ -151,6 +151,15 @@ def test_explain_shows_encodings_reasons_and_bytes():
     assert f"encodings    {megabytes:.1f} MB in 4 layers" in text and "a row a picture" in text
 
 
+def test_by_default_weights_take_four_bits(block, monkeypatch):
+    monkeypatch.delenv("ZOOMC_WEIGHTS")
+    model, x = block
+    with collect() as records:
+        got = compiled(model)(x)
+    assert 0.02 < error(got, model(x)) < 0.2
+    assert [layer.encoding for layer in records[0].trace.passes[-1].layers] == ["int4"] * 3
+
+
 def test_options_are_checked():
     assert Options(weights="int4+2:4").weights == "int4+2:4"
     assert Options(weights="int4", max_error="0.05").max_error == 0.05
@@ -161,7 +170,7 @@ def test_options_are_checked():
         with pytest.raises(OptionValueError, match="a fraction between 0 and 1"):
             Options(weights="int4", max_error=value)
     with pytest.raises(OptionValueError, match="weights that lose something"):
-        Options(max_error=0.1)
+        Options(weights="keep", max_error=0.1)
 
 
 def test_weights_without_numbers_say_so(block):

@@ -114,7 +114,7 @@ class Options:
 
     target: str = _option("auto", _choice("auto", "cpu", "triton", "npu"), "machine to compile for")
     weights: str = _option(
-        "keep",
+        "int4",
         _encoding,
         "how weights are stored: keep = as they are; int8, int4, shared (16 values of the layer's"
         " own; shared:4, shared:256); pruned with +2:4, +50% or +blocks50%, as in int4+2:4",

@@ -192,13 +192,17 @@ def compile_pipeline(
     The module objects stay what they are, so ``state_dict`` keys and adapters keep working. The
     VAE's 1x1 quantisation convolutions join the encoder and the decoder in one graph each.
 
+    The option ``weights`` has its default for the UNet alone, whose steps take the time: the text
+    encoder and the VAE, which run once a picture, keep their weights unless it is given.
+
     Args:
         pipeline: changed in place.
         options: of the backend, see ``zoomc options``.
         backend: a ``torch.compile`` backend.
     """
-    arguments: dict[str, Any] = {"backend": backend, "options": dict(options or {})}
-    pipeline.unet.compile(**arguments)
+    given = dict(options or {})
+    pipeline.unet.compile(backend=backend, options=given)
+    arguments: dict[str, Any] = {"backend": backend, "options": {"weights": "keep"} | given}
     pipeline.text_encoder.compile(**arguments)
     vae = pipeline.vae
     vae._encode = torch.compile(vae._encode, **arguments)
