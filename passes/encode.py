@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -44,7 +45,7 @@ INT8 = Encoding("int8")
 #: Weights with fewer elements than this are kept: their scales would outweigh what codes save.
 TINY = 1024
 
-#: Rows up to which a two-dimensional input is taken for one row a picture.
+#: Rows up to which a matrix is taken for one row a picture even where there are no pictures.
 FEW_ROWS = 8
 
 _GETITEM = cast("Op", operator.getitem)
@@ -158,6 +159,7 @@ def find(gm: fx.GraphModule, asked: Encoding) -> list[Candidate]:
         and not is_call(node.args[1], PRUNE)
     ]
     first, last = _ends(gm, layers)
+    pictures = {shape(cast("list[fx.Node]", n.args[0])[0])[0] for n in layers if is_call(n, CONV2D)}
     candidates = []
     for node in layers:
         weight = cast("fx.Node", node.args[1])
@@ -172,7 +174,9 @@ def find(gm: fx.GraphModule, asked: Encoding) -> list[Candidate]:
         elif node in first or node in last:
             end = "first" if node in first else "last"
             ladder, reason = [INT8, KEEP], f"the {end} convolution"
-        elif _few_rows(node):
+        elif is_call(node, LINEAR) and row_a_picture(
+            shape(cast("fx.Node", node.args[0])), pictures
+        ):
             ladder, reason = [INT8, KEEP], "a row a picture, as in time embeddings"
         if asked.kind in ("keep", "int8"):
             ladder = [e for e in ladder if e in (asked, KEEP)]
@@ -200,11 +204,15 @@ def _ends(gm: fx.GraphModule, layers: list[fx.Node]) -> tuple[set[fx.Node], set[
     return first, {node for node in convs if node not in feeds}
 
 
-def _few_rows(node: fx.Node) -> bool:
-    if not is_call(node, LINEAR):
-        return False
-    rows = shape(cast("fx.Node", node.args[0]))[:-1]
-    return len(rows) <= 1 and math.prod(rows) <= FEW_ROWS
+def row_a_picture(size: Sequence[int], pictures: Collection[int]) -> bool:
+    """Whether a linear reads one row for each picture, as those of time embeddings do.
+
+    Args:
+        size: of what the linear reads.
+        pictures: how many the model's convolutions read at a time.
+    """
+    rows = math.prod(size[:-1])
+    return len(size) <= 2 and (rows <= FEW_ROWS or rows in pictures)
 
 
 def _refuse(candidate: Candidate, editor: Editor, context: Context) -> None:

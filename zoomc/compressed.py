@@ -126,17 +126,19 @@ def _watch(
     kwargs: Mapping[str, Any],
 ) -> tuple[list[str], set[str]]:
     """The layers in the order they run, and the linears that see a row a picture."""
-    from .passes.encode import FEW_ROWS
+    from .passes.encode import row_a_picture
 
     order: dict[str, None] = {}
-    few: set[str] = set()
+    pictures: set[int] = set()
+    read: dict[str, torch.Size] = {}
 
     def seen(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             order[name] = None
-            x = args[0]
-            if isinstance(module, nn.Linear) and x.dim() <= 2 and x[..., 0].numel() <= FEW_ROWS:
-                few.add(name)
+            if isinstance(module, nn.Linear):
+                read[name] = args[0].shape
+            else:
+                pictures.add(args[0].shape[0])
 
         return hook
 
@@ -147,7 +149,7 @@ def _watch(
     finally:
         for handle in handles:
             handle.remove()
-    return list(order), few
+    return list(order), {n for n, size in read.items() if row_a_picture(size, pictures)}
 
 
 def _families(layers: Mapping[str, Layer], chosen: Mapping[str, Encoding]) -> list[list[str]]:

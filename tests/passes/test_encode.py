@@ -10,6 +10,7 @@ from torch import nn
 from zoomc.kernels.weights import Encoding, decode, encode
 from zoomc.kernels.weights.coded import bits
 from zoomc.passes import Context, PassRecord, run
+from zoomc.passes.encode import row_a_picture
 from zoomc.passes.ops import CONV2D, LINEAR
 from zoomc.passes.rewrite import arguments
 
@@ -272,3 +273,9 @@ def test_calibration_loses_less():
         Norms().eval(), "shared:4", x, calibrate=True, max_error=lost[True] / 2
     )
     assert error(outputs(gm, inputs), want) <= lost[True] / 2 * 1.001
+
+
+def test_a_row_a_picture_whatever_the_batch():
+    assert row_a_picture((8, 320), ()) and not row_a_picture((9, 320), ())
+    assert row_a_picture((16, 320), {16}) and not row_a_picture((17, 320), {16})
+    assert row_a_picture((320,), ()) and not row_a_picture((2, 4, 320), {8})
