@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.nn import functional as F
@@ -20,6 +21,9 @@ from .tables import Table
 #: Elements encoded at a time: fewer would pay for calls, more for memory.
 BLOCK = 1 << 19
 
+#: Elements up to which one thread encodes a weight.
+_ALONE = 4 * BLOCK
+
 #: Clipping points tried for int8, as parts of a channel's largest weight.
 _CLIPS = (1.0, 0.95, 0.9, 0.83, 0.75, 0.65)
 
@@ -27,7 +31,6 @@ _CLIPS = (1.0, 0.95, 0.9, 0.83, 0.75, 0.65)
 _SAMPLE = 1 << 16
 
 
-@torch.no_grad()
 def encode(
     weight: torch.Tensor,
     encoding: Encoding,
@@ -53,6 +56,16 @@ def encode(
     Raises:
         NonFiniteWeightError: the weight holds NaN or infinity.
     """
+    with torch.no_grad(), _one_thread() if weight.numel() <= _ALONE else nullcontext():
+        return _encode(weight, encoding, importance, gram)
+
+
+def _encode(
+    weight: torch.Tensor,
+    encoding: Encoding,
+    importance: torch.Tensor | None,
+    gram: torch.Tensor | None,
+) -> Coded:
     if encoding.pruning:
         weight = prune(weight, encoding.pruning)
     if gram is not None and importance is None:
@@ -66,7 +79,8 @@ def encode(
         importance = _grouped(_damped(importance.float()).view(1, -1, 1))
     inverse = None if gram is None or encoding.pruning else inverse_factor(gram)
     zero, free = encoding.pruning is not None, encoding.kind == "shared"
-    table = fit_table(_sample(taps), encoding.entries, importance, zero, free)
+    with _one_thread():
+        table = fit_table(_sample(taps), encoding.entries, importance, zero, free)
     out, channels, runs = taps.shape
     codes = torch.empty(out, channels, runs, dtype=torch.uint8)
     group_scale = torch.empty(out, -(-channels // GROUP), runs, dtype=torch.int8)
@@ -136,6 +150,17 @@ def _damped(importance: torch.Tensor) -> torch.Tensor:
     """Importance that no channel is quite without: activations seen are not all there will be."""
     mean = importance.mean()
     return importance + 0.01 * torch.where(mean > 0, mean, 1.0)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many short operations: on a busy machine each would wait a time slice for its other half."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _row_blocks(x: torch.Tensor) -> Iterator[slice]:
