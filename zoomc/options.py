@@ -61,28 +61,25 @@ def _encoding(name: str, value: Any) -> Any:
         raise OptionValueError(name, value, SPELLINGS) from None
 
 
-def _fraction(name: str, value: Any) -> Any:
-    if value is None or value == "":
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if isinstance(value, bool) or not 0 < number < 1:
-        raise OptionValueError(name, value, "a fraction between 0 and 1, such as 0.05")
-    return number
+def _below(limit: float, takes: str) -> Callable[[str, Any], Any]:
+    """A positive number below a limit, or none."""
+
+    def check(name: str, value: Any) -> Any:
+        if value is None or value == "":
+            return None
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if isinstance(value, bool) or not 0 < number < limit:
+            raise OptionValueError(name, value, takes)
+        return number
+
+    return check
 
 
-def _milliwatts(name: str, value: Any) -> Any:
-    if value is None or value == "":
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if isinstance(value, bool) or not 0 < number < float("inf"):
-        raise OptionValueError(name, value, "milliwatts, such as 1200")
-    return number
+_fraction = _below(1, "a fraction between 0 and 1, such as 0.05")
+_milliwatts = _below(float("inf"), "milliwatts, such as 1200")
 
 
 def _name(name: str, value: Any) -> Any:
