@@ -98,6 +98,8 @@ def test_version(capsys):
         (["zoom", "-O", "isa=386"], "isa"),
         (["zoom", "missing.png"], "no file 'missing.png'"),
         (["zoom", "-o", "zoom.avi"], ".avi"),
+        (["zoom", "--sheet", "sheet.jpg"], "does not end in .png"),
+        (["zoom", "--sheet", "sheet.png", "--no-sheet"], "--no-sheet"),
         (["zoom", "--prompt-at", "x", "y"], "'x' is no number"),
         (["zoom", "--prompt-at", "99", "y"], "keyframe 99"),
         (["zoom", "--model", "no/such-model"], "hf download no/such-model"),
@@ -128,6 +130,8 @@ def test_a_zoom_without_a_picture(capsys, tmp_path):
     code, out, err = run(capsys, "zoom", *FAST, "-o", output)
     assert code == 0
     assert f"{output}: 3 frames, 0.2 s" in out
+    sheet = output.with_name("zoom.keyframes.png")
+    assert f"{sheet}: its 2 keyframes" in out and sheet.is_file()
     assert "keyframe 1/1" in err
     with av.open(str(output)) as container:
         assert len(list(container.decode(video=0))) == 3
@@ -145,8 +149,12 @@ def test_a_zoom_from_a_picture(capsys, tmp_path):
     code, out, err = run(capsys, *arguments, "-q")
     assert (code, out, err) == (0, "", "")
     assert len(list((tmp_path / "frames").glob("*.png"))) == 3
-    code, _, err = run(capsys, *arguments)
-    assert code == 0 and "1 of 1 keyframes are kept" in err
+    (tmp_path / "frames.keyframes.png").unlink()
+    code, out, err = run(capsys, *arguments, "--no-sheet")
+    assert code == 0 and "1 of 1 keyframes are kept" in err and "in one picture" not in out
+    assert not (tmp_path / "frames.keyframes.png").exists()
+    code, out, _ = run(capsys, *arguments, "--sheet", tmp_path / "sheet.png")
+    assert code == 0 and (tmp_path / "sheet.png").is_file() and "sheet.png" in out
     code, _, err = run(capsys, *arguments, "--seed", "4")
     assert code == 2 and "seed was 0, now 4" in err and "--fresh" in err
     code, _, _ = run(capsys, *arguments, "--seed", "4", "--fresh")

@@ -156,6 +156,18 @@ def _add_zoom(commands: Any) -> None:
         help=".mp4, .mov, .mkv, .gif or .webp file, or, without an ending, a folder of PNG files "
         "(default: out/zoom.mp4)",
     )
+    sheet = command.add_mutually_exclusive_group()
+    sheet.add_argument(
+        "--sheet",
+        type=Path,
+        default=True,
+        metavar="FILE",
+        help="PNG file for a contact sheet, all keyframes in one picture (default: "
+        "NAME.keyframes.png beside the output)",
+    )
+    sheet.add_argument(
+        "--no-sheet", dest="sheet", action="store_const", const=False, help="no contact sheet"
+    )
     prompts = command.add_argument_group("what to paint")
     prompts.add_argument(
         "-p",
@@ -374,10 +386,12 @@ def _zoom(arguments: argparse.Namespace) -> int:
         upscale=arguments.upscale,
     )
     from .zoom.picture import load_picture
+    from .zoom.sheet import sheet_path
     from .zoom.video import check_output
 
     # Before the seconds that torch takes to import: most mistakes are in the paths.
     check_output(arguments.output)
+    sheet = sheet_path(arguments.output, arguments.sheet)
     picture: Any = None if arguments.picture is None else load_picture(arguments.picture)
     _hush()
     from . import demo
@@ -407,6 +421,7 @@ def _zoom(arguments: argparse.Namespace) -> int:
             _prompts(arguments, default_prompt),
             arguments.output,
             settings,
+            sheet=arguments.sheet,
             fresh=arguments.fresh,
         )
     except KeyboardInterrupt:
@@ -417,6 +432,8 @@ def _zoom(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         seconds = settings.frame_count / settings.fps
         print(f"{output}: {settings.frame_count} frames, {seconds:.1f} s")
+        if sheet:
+            print(f"{sheet}: its {settings.keyframes + 1} keyframes in one picture")
     return 0
 
 

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(not is_trained(), reason="no demo checkpoint in 
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionInpaintPipeline:
-    loaded = StableDiffusionInpaintPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
+    # No dtype given: all parts must come in one.
+    loaded = StableDiffusionInpaintPipeline.from_pretrained(CHECKPOINT)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -36,8 +37,9 @@ def test_every_part_carries_its_trained_weights(pipeline: StableDiffusionInpaint
         # transformers has written its text encoder with and without this prefix.
         bare = {key.removeprefix("text_model."): value for key, value in state.items()}
         for key, value in stored.items():
-            assert torch.equal(bare[key.removeprefix("text_model.")], value.float()), (name, key)
-            assert value.dtype == torch.float16
+            loaded = bare[key.removeprefix("text_model.")]
+            assert value.dtype == torch.float16 and loaded.dtype == torch.float32, (name, key)
+            assert torch.equal(loaded, value.float()), (name, key)
 
 
 def test_unseen_pictures_survive_the_autoencoder(pipeline: StableDiffusionInpaintPipeline) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionInpaintPipeline
 from safetensors.torch import load_file
 
 from zoomc.training.loop import Budget, Draw, Recipe, Stage
@@ -82,6 +83,9 @@ def test_a_cut_run_ends_at_the_same_pipeline(tmp_path: Path) -> None:
         for name in names:
             a, b = (tmp_path / r / "pipeline" / part / name for r in ("whole", "cut"))
             assert a.read_bytes() == b.read_bytes()
+    plain = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "whole/pipeline")
+    models = (plain.unet, plain.vae, plain.text_encoder)
+    assert {w.dtype for model in models for w in model.parameters()} == {torch.float32}
 
 
 def test_tuning_touches_the_decoder_alone(tmp_path: Path) -> None:

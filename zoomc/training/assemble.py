@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -34,4 +35,9 @@ def assemble(denoiser: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, t
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(target)
+    # transformers loads a model in the dtype its configuration names, diffusers in fp32: where
+    # nobody gives one, all parts shall be of one.
+    file = target / "text_encoder" / "config.json"
+    config = json.loads(file.read_text()) | {"dtype": "float32"}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())

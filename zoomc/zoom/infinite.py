@@ -28,7 +28,8 @@ from .pipeline import (
 )
 from .progress import Reporter
 from .settings import DEFAULT_GUIDANCE, Prompts, ZoomSettings, prompt_per_keyframe
-from .store import KeyframeStore
+from .sheet import sheet_path, write_sheet
+from .store import KeyframeStore, beside
 from .video import check_output, write_video
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -102,10 +103,11 @@ class InfiniteZoom:
         output: str | os.PathLike[str] = "zoom.mp4",
         settings: ZoomSettings | None = None,
         *,
+        sheet: str | os.PathLike[str] | bool = True,
         fresh: bool = False,
         **changes: Any,
     ) -> Path:
-        """Make the video.
+        """Make the video, and a contact sheet of its keyframes.
 
         Keyframes are kept in ``<output without ending>.keyframes``. Where that folder holds some
         of the same zoom, only the missing ones are painted: after an interrupt, with more
@@ -116,6 +118,8 @@ class InfiniteZoom:
             prompt: one, one per keyframe, or ``{keyframe: prompt}``.
             output: file (.mp4, .mov, .mkv, .gif, .webp) or, without an ending, folder.
             settings: of the zoom.
+            sheet: PNG file for the contact sheet; True is
+                ``<output without ending>.keyframes.png``, False none.
             fresh: paint all keyframes again.
             **changes: single settings by name, instead of ``settings`` or on top of them.
 
@@ -131,11 +135,12 @@ class InfiniteZoom:
         prompts = prompt_per_keyframe(prompt, settings.keyframes)
         output = Path(output)
         check_output(output)
+        sheet_file = sheet_path(output, sheet)
         source = load_picture(picture)
         geometry = self.geometry((source.shape[1], source.shape[0]), settings)
         first = fit_picture(source, geometry.width, geometry.height)
         store = KeyframeStore(
-            output.with_name(f"{output.stem if output.suffix else output.name}.keyframes"),
+            beside(output, ".keyframes"),
             self._identity(first, geometry, settings),
             prompts,
             fresh,
@@ -143,6 +148,10 @@ class InfiniteZoom:
         with self.reporter:
             self._paint_missing(store, first, prompts, geometry, settings)
             self._write(store, output, geometry, settings)
+            if sheet_file:
+                indices = range(settings.keyframes + 1)
+                shown = indices if settings.direction == "out" else indices[::-1]
+                write_sheet(map(store.load, shown), len(shown), sheet_file)
         return output
 
     def geometry(self, picture: tuple[int, int], settings: ZoomSettings) -> Geometry:

@@ -17,6 +17,11 @@ MANIFEST = "manifest.json"
 _VERSION = 1
 
 
+def beside(output: Path, ending: str) -> Path:
+    """A name next to the output's, with another ending in place of its own."""
+    return output.with_name(f"{output.stem if output.suffix else output.name}{ending}")
+
+
 class KeyframeStore:
     """The keyframes of one zoom.
 

@@ -45,12 +45,21 @@ def check_output(output: Path) -> None:
         raise OutputError(f"{str(output)!r} is a folder; remove it or choose another name")
     if not ending and output.exists() and not output.is_dir():
         raise OutputError(f"{str(output)!r} is a file; choose another name for the folder")
+    check_folder(output.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder if it is missing.
+
+    Raises:
+        OutputError: where it cannot be made or written to.
+    """
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {str(output.parent)!r}: {error}") from None
-    if not os.access(output.parent, os.W_OK):
-        raise OutputError(f"the folder {str(output.parent)!r} may not be written to")
+        raise OutputError(f"cannot make the folder {str(folder)!r}: {error}") from None
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"the folder {str(folder)!r} may not be written to")
 
 
 def write_video(frames: Iterable[np.ndarray], output: Path, fps: float) -> int:
