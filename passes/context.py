@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import fx
 
-#: Says of a node, and the set of its constant inputs, why the target cannot run it.
+#: Says of a node, and the set of its constant inputs, why the target will not have it as it is.
 Refuses = Callable[[fx.Node, set[fx.Node]], str | None]
 
 
-def _runs_everything(_: fx.Node, __: set[fx.Node]) -> str | None:
+def _nothing(_: fx.Node, __: set[fx.Node]) -> str | None:
     return None
 
 
@@ -30,6 +30,8 @@ class Context:
         inputs: one tensor for each placeholder; needed for ``max_error`` and ``calibrate`` only.
         refuses: why the target cannot run a node, given which of its inputs are constant; None
             if it can.
+        weight_only: why the target would rather not quantise what a layer with coded weights
+            reads; None where it would.
         fuel: how many rewrites may still happen; None means no limit. Counted down, so a wrong
             result can be bisected to the one rewrite that causes it.
         dump: folder that receives the graph's text after every pass.
@@ -42,7 +44,8 @@ class Context:
     max_error: float | None = None
     calibrate: bool = False
     inputs: Sequence[torch.Tensor] = ()
-    refuses: Refuses = _runs_everything
+    refuses: Refuses = _nothing
+    weight_only: Refuses = _nothing
     fuel: int | None = None
     dump: Path | None = None
     validate: Callable[[fx.GraphModule], float] | None = None
@@ -68,6 +71,7 @@ class Layer:
         encoding: as :class:`zoomc.kernels.weights.Encoding` spells it.
         bits: what it takes to store, scales included.
         reason: why it is not the encoding asked for; else empty.
+        weight_only: why what it reads is not quantised although its weight is; else empty.
         error: the layer's own relative error on the measured inputs, if measured.
         errors: the same with each encoding that was tried, by its spelling.
     """
@@ -78,6 +82,7 @@ class Layer:
     encoding: str
     bits: int
     reason: str = ""
+    weight_only: str = ""
     error: float | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
 

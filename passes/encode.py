@@ -119,8 +119,8 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
             str(encoding),
             candidate.bits(candidate.level),
             candidate.reason,
-            candidate.errors[candidate.level] if candidate.errors else None,
-            dict(zip(map(str, candidate.ladder), candidate.errors, strict=False)),
+            error=candidate.errors[candidate.level] if candidate.errors else None,
+            errors=dict(zip(map(str, candidate.ladder), candidate.errors, strict=False)),
         )
         if encoding != KEEP:
             if not context.spend():
@@ -130,9 +130,14 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
                 gram = _attribute(gm, candidate, node) if encoding.table else None
                 coded[key] = _coded(candidate, encoding, gram)
             new = editor.insert(_with(node, coded[key]), node, memo)
+            why = context.weight_only(new, constant_nodes_of(new)) or ""
+            if why:
+                quantised = new
+                new = editor.insert(_with(node, coded[key] | {"weight_only": True}), node, memo)
+                editor.erase_dead(quantised)
             node.replace_all_uses_with(new)
             editor.erase_dead(node)
-            layer = dataclasses.replace(layer, node=new.name)
+            layer = dataclasses.replace(layer, node=new.name, weight_only=why)
             kind = "conv2d" if is_call(new, CONV2D) else "linear"
             record.hit(f"{kind}(x, w) => {kind}(x, {encoding} of w)")
         record.layers.append(layer)

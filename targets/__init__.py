@@ -66,6 +66,10 @@ class Target(Protocol):
         """Why a node cannot be lowered, given which of its inputs are constant; None if it can."""
         ...
 
+    def weight_only(self, node: fx.Node, constant: set[fx.Node]) -> str | None:
+        """Why what a layer with coded weights reads had better not be quantised; None if it had."""
+        ...
+
     def compile(self, gm: fx.GraphModule, constants: Constants) -> Executable:
         """Lower and build ``gm``; ``constants`` evaluates and packs what depends on weights."""
         ...

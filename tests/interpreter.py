@@ -22,7 +22,7 @@ def run(path: Path) -> None:
 
 
 def widen_bf16() -> None:
-    """Teach the interpreter to multiply bf16, which it would multiply as integer bit patterns."""
+    """Teach the interpreter bf16, which it multiplies, and makes of int8, as bit patterns."""
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -37,4 +37,10 @@ def widen_bf16() -> None:
     def dot_of_bf16(self, a, b, *rest):
         return dot(self, widened(a), widened(b), *rest)
 
+    def bf16_of_integer(self, x, to):
+        if to.scalar is tl.bfloat16:
+            x = self.cast_impl(x, tl.float32)
+        return self.cast_impl(x, to)
+
     InterpreterBuilder.create_dot = dot_of_bf16
+    InterpreterBuilder.create_si_to_fp = bf16_of_integer

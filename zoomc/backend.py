@@ -156,6 +156,7 @@ class CompiledGraph:
                 calibrate=options.calibrate,
                 inputs=[args[i] for i in program.inputs],
                 refuses=target.refuses,
+                weight_only=target.weight_only,
                 fuel=None if options.fuel < 0 else options.fuel,
                 dump=Path(options.dump) if options.dump else None,
                 validate=passes.Validator([args[i] for i in program.inputs])

@@ -84,10 +84,11 @@ def _npu_lines(graph: Mapping[str, Any]) -> list[str]:
 
 
 def _encoding_lines(graph: Mapping[str, Any]) -> list[str]:
-    """Layers by encoding, and by the reason where it is not the one asked for."""
+    """Layers by encoding, and by the reasons for what is not as asked for."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for layer in graph["layers"]:
-        groups.setdefault((layer["encoding"], layer["reason"]), []).append(layer)
+        reasons = "; ".join(filter(None, (layer["reason"], layer["weight_only"])))
+        groups.setdefault((layer["encoding"], reasons), []).append(layer)
     if not groups:
         return []
     total = sum(layer["bits"] for layer in graph["layers"]) / 8e6

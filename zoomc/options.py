@@ -128,6 +128,12 @@ class Options:
         "choose 2- to 8-bit codes of a table by the activations of the first call's inputs: less"
         " error, a longer compilation",
     )
+    activations: str = _option(
+        "auto",
+        _choice("auto", "int8"),
+        "what weights in codes are multiplied by: int8 = integers, the same on every target; auto ="
+        " the compute type where a GPU is faster so, since memory is the limit",
+    )
     dtype: str = _option(
         "model",
         _choice("model", "fp32", "bf16", "fp16"),

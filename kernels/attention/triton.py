@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
+from ..tiling import layer as tiling
+from ..tiling.attention import measure_attention
+from ..tiling.memory import Memory, Words
+from ..tiling.schedule import Counts
 from ..triton.device import attention as device
 from ..triton.gpu import Gpu
 from ..triton.kernel import (
@@ -21,7 +25,7 @@ from ..triton.kernel import (
 )
 from ..triton.maps import power
 from ..triton.product import FLOATS
-from ..triton.tiles import LAUNCH
+from ..triton.tiles import LAUNCH, Roof, Traffic, slowest
 
 #: The widest head a program holds.
 WIDEST = 512
@@ -76,19 +80,24 @@ def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         }
         grid = (math.ceil(queries / bm), batch * heads, 1)
         flops = 4 * batch * heads * dim * queries * keys
-        seconds = _seconds(gpu, q.dtype, grid, dim, keys, bm, bn)
+        layer = tiling.Attention("", batch * heads, queries, keys, dim)
+        moved = traffic(layer, q.dtype, gpu, bm, bn)
+        found = _roof(gpu, q.dtype, grid, dim, keys, bm, bn, moved)
         yield Kernel(
             "attention",
             operands,
             call.out,
             (Launch(device.attention, grid, arguments, warps, stages),),
             flops=flops,
-            seconds=seconds,
+            seconds=found.seconds,
             notes={
                 "tile": f"{bm}x{bn}",
                 "warps": warps,
                 "stages": stages,
-                "expected_us": round(seconds * 1e6, 1),
+                "l2_bytes": moved.l2,
+                "dram_bytes": moved.dram,
+                "limit": found.limit,
+                "expected_us": round(found.seconds * 1e6, 1),
             },
         )
 
@@ -139,15 +148,44 @@ def blocks(
         yield 64, 16 if size == 4 else 32, 8, 1
 
 
-def _seconds(
-    gpu: Gpu, dtype: torch.dtype, grid: tuple[int, ...], dim: int, keys: int, bm: int, bn: int
-) -> float:
-    """Arithmetic on tensor cores, beside the exponentials' on special units."""
+def traffic(layer: tiling.Attention, dtype: torch.dtype, gpu: Gpu, bm: int, bn: int) -> Traffic:
+    """Bytes moved in blocks of that size, by the planner's count; a mask is left out.
+
+    Every program reads all keys and values of its head through L2; memory sees them once where a
+    head's fit half of it, and otherwise once for the programs that run together.
+    """
+    bits = 8 * dtype.itemsize
+    words = Words(bits, bits, bits, 1)
+
+    def count(tq: int, tk: int) -> Counts:
+        return measure_attention(layer, Memory(1, words), "queries", (tq, tk))
+
+    # A program starts with nothing in shared memory even where one block holds every key.
+    l2 = count(bm, min(bn, -(-layer.keys // 2))).total // 8
+    together = min(layer.queries, bm * gpu.processors)
+    whole = count(together, layer.keys)
+    fits = sum(whole.footprint[:2]) <= gpu.l2 // 2 * 8
+    return Traffic(l2, (whole if fits else count(together, bn)).total // 8)
+
+
+def _roof(
+    gpu: Gpu,
+    dtype: torch.dtype,
+    grid: tuple[int, ...],
+    dim: int,
+    keys: int,
+    bm: int,
+    bn: int,
+    moved: Traffic,
+) -> Roof:
+    """Arithmetic on tensor cores, beside the exponentials' on special units; or what is moved."""
     width = power(max(dim, 16))
     steps = math.ceil(keys / bn)
     macs = 2 * bm * bn * width / gpu.macs[dtype.itemsize]
     exponentials = bm * bn / 16 + 6 * bm * bn / 128
     loads = 2 * 2 * bn * width * dtype.itemsize / 128
     cycles = 2000 + steps * (max(macs, loads) + exponentials / 2 + 60)
-    rounds = math.ceil(grid[0] * grid[1] / (2 * gpu.processors))
-    return 2 * rounds * cycles / gpu.clock + LAUNCH
+    programs = grid[0] * grid[1]
+    rounds = math.ceil(programs / (2 * gpu.processors))
+    busy = min(1.0, programs / gpu.processors)
+    return slowest(2 * rounds * cycles / gpu.clock, moved, gpu, busy, LAUNCH)

@@ -31,7 +31,8 @@ def _out(size: int, kernel: int, padding: Sequence[int], stride: int, dilation: 
     " int[4] padding=[0, 0, 0, 0], int[2] dilation=[1, 1], int groups=1, bool upsample=False,"
     " int norm_groups=0, Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=1e-05,"
     ' str pre_activation="none", Tensor? shift=None, Tensor? residual=None,'
-    " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None) -> Tensor",
+    " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None,"
+    " bool weight_only=False) -> Tensor",
     flops=_flops,
 )
 def conv2d(
@@ -54,6 +55,7 @@ def conv2d(
     table: torch.Tensor | None = None,
     group_scale: torch.Tensor | None = None,
     channel_scale: torch.Tensor | None = None,
+    weight_only: bool = False,
 ) -> torch.Tensor:
     """Concatenate, upsample, normalise, activate, convolve, shift and add, in that order.
 
@@ -79,6 +81,8 @@ def conv2d(
         channel_scale: fp32 ``(O,)``. If given, the product is one of integers: ``weight`` holds
             int8 values or codes, and images are quantised to int8, each by a scale of its own;
             all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
+        weight_only: with coded weights, images are not quantised: they are multiplied by the
+            codes' integers as they are, with sums in fp32.
 
     Returns:
         ``(N, OH, OW, O)``, dense, in the dtype of ``inputs``.
@@ -92,7 +96,7 @@ def conv2d(
     if norm_groups:
         x = F.group_norm(x, norm_groups, norm_weight, norm_bias, norm_eps)
     low, high = x, x
-    if channel_scale is not None:
+    if channel_scale is not None and not weight_only:
         low, high = (fn((1, 2, 3), keepdim=True) for fn in (x.amin, x.amax))
     x = ACTIVATIONS[pre_activation](x)
     if upsample:
@@ -101,6 +105,11 @@ def conv2d(
     sides, steps = (left, right, top, bottom), (list(stride), 0, list(dilation), groups)
     if channel_scale is None:
         x = F.conv2d(F.pad(x, sides), weight, bias, *steps)
+    elif weight_only:
+        weight = integer.integer_weight(weight, table, group_scale)
+        x = F.conv2d(F.pad(x, sides), weight.to(x.dtype), None, *steps)
+        x = x * channel_scale[:, None, None]
+        x = x if bias is None else x + bias[:, None, None]
     else:
         codes, scale = integer.quantise(x, integer.extent(low, high, pre_activation))
         weight = integer.integer_weight(weight, table, group_scale)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import torch
 
-from ..integer import LONGEST
+from ..integer import GROUP, LONGEST
 from ..triton.gpu import Gpu
 from ..triton.kernel import Call, Kernel, Operand, Slot, TensorSpec, Unsupported, lowers
 from ..triton.maps import Passes
-from ..triton.product import Left, Map, check, pass_seconds, products
+from ..triton.product import Left, Map, check, integer, pass_seconds, products
 from ..triton.weights import Order, padded
 
 
@@ -32,16 +32,18 @@ def conv2d(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         raise Unsupported("a grouped convolution")
     if min(call["padding"]) < 0:
         raise Unsupported("negative padding")
-    coded = call["channel_scale"] is not None
+    coded, quantised = call["channel_scale"] is not None, integer(call)
     channels = tuple(spec.shape[3] for spec in specs)
     taps = math.prod(call["weight"].spec.shape[2:])
     total = sum(channels)
-    if coded and total * taps > LONGEST:
+    if quantised and total * taps > LONGEST:
         raise Unsupported(f"sums of {total * taps} integer products, which int32 may not hold")
     aligned = all(c * specs[0].dtype.itemsize % 16 == 0 for c in channels)
     plain = not call["norm_groups"] and call["pre_activation"] == "none"
-    loadable = not coded and len(specs) <= 2
-    if coded or not plain or not aligned or not loadable:
+    # Of coded weights a group's channels are one input's.
+    apart = not coded or all(c % GROUP == 0 for c in channels[:-1])
+    loadable = not quantised and len(specs) <= 2 and apart
+    if quantised or not plain or not aligned or not loadable:
         depth = padded(total, coded)
         order = Order((total,), (depth,), taps, gated=False)
         yield from products(call, _name(call), gpu, _prepared(call, gpu, depth), order)
@@ -71,18 +73,18 @@ def _passes(call: Call) -> tuple[Passes, dict[str, Operand]]:
     """The inputs' slots and operands, and the statistics where they are needed."""
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(call["inputs"])}
     passes = Passes(list(operands), [o.spec for o in operands.values()])
-    coded = call["channel_scale"] is not None
+    quantised = integer(call)
     if call["norm_groups"]:
         for name in ("norm_weight", "norm_bias"):
             if call[name] is not None:
                 operands[name] = Operand((call[name],))
-    if call["norm_groups"] or coded:
+    if call["norm_groups"] or quantised:
         passes.statistics(
             call["norm_groups"],
             Slot("norm_weight") if "norm_weight" in operands else None,
             Slot("norm_bias") if "norm_bias" in operands else None,
             call["norm_eps"],
-            extremes=coded,
+            extremes=quantised,
         )
     return passes, operands
 
@@ -94,7 +96,7 @@ def _rows(call: Call) -> int:
 def _prepared(call: Call, gpu: Gpu, depth: int) -> Left:
     """One map that launches of their own write: concatenated, normalised, padded, quantised."""
     passes, operands = _passes(call)
-    dtype = torch.int8 if call["channel_scale"] is not None else passes.specs[0].dtype
+    dtype = torch.int8 if integer(call) else passes.specs[0].dtype
     passes.scratch["map"] = TensorSpec((passes.images, passes.pixels, depth), dtype)
     passes.write("map", dtype, depth, call["pre_activation"])
     nbytes = passes.scratch["map"].nbytes
@@ -104,7 +106,6 @@ def _prepared(call: Call, gpu: Gpu, depth: int) -> Left:
         (depth,),
         dtype,
         _rows(call),
-        nbytes,
         map=_geometry(call),
         launches=tuple(passes.launches),
         operands=operands,
@@ -123,7 +124,6 @@ def _loaded(call: Call, gpu: Gpu) -> Left:
         tuple(passes.channels),
         passes.specs[0].dtype,
         _rows(call),
-        passes.nbytes,
         map=_geometry(call),
         norm="map" if call["norm_groups"] else "",
         pre=call["pre_activation"],

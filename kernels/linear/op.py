@@ -22,7 +22,8 @@ def _linear_flops(args: Mapping[str, Any]) -> int:
     "linear(Tensor x, Tensor weight, Tensor? bias=None, *, bool norm=False,"
     " Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=1e-05,"
     ' str pre_activation="none", str activation="none", Tensor? residual=None,'
-    " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None) -> Tensor",
+    " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None,"
+    " bool weight_only=False) -> Tensor",
     flops=_linear_flops,
 )
 def linear(
@@ -40,6 +41,7 @@ def linear(
     table: torch.Tensor | None = None,
     group_scale: torch.Tensor | None = None,
     channel_scale: torch.Tensor | None = None,
+    weight_only: bool = False,
 ) -> torch.Tensor:
     """Layer norm, activate, multiply, activate and add, in that order.
 
@@ -60,6 +62,8 @@ def linear(
         channel_scale: fp32 ``(N,)``. If given, the product is one of integers: ``weight`` holds
             int8 values or codes, and rows are quantised to int8, each by a scale of its own;
             all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
+        weight_only: with coded weights, rows are not quantised: they are multiplied by the codes'
+            integers as they are, with sums in fp32.
 
     Returns:
         ``(..., N)``, or ``(..., N / 2)`` with geglu; dense, in the dtype of ``x``.
@@ -74,6 +78,10 @@ def linear(
     x = ACTIVATIONS[pre_activation](x)
     if channel_scale is None:
         y = F.linear(x, weight, bias)
+    elif weight_only:
+        weight = integer.integer_weight(weight, table, group_scale)
+        y = F.linear(x, weight.to(x.dtype)) * channel_scale
+        y = y if bias is None else y + bias
     else:
         codes, scale = integer.quantise(x, x.abs().amax(-1, keepdim=True))
         weight = integer.integer_weight(weight, table, group_scale)

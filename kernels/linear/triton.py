@@ -19,7 +19,7 @@ from ..triton.kernel import (
     Unsupported,
     lowers,
 )
-from ..triton.product import Left, check, pass_seconds, products
+from ..triton.product import Left, check, integer, pass_seconds, products
 from ..triton.weights import Order, padded
 
 #: The longest row a program holds in registers.
@@ -37,14 +37,14 @@ def linear(call: Call, gpu: Gpu) -> Iterator[Kernel]:
     x: TensorSpec = call["x"].spec
     check(call, x)
     k = x.shape[-1]
-    coded = call["channel_scale"] is not None
+    coded, quantised = call["channel_scale"] is not None, integer(call)
     gated = call["activation"] == "geglu"
     depth = padded(k, coded)
     order = Order((k,), (depth,), 1, gated)
     transformed = call["norm"] or call["pre_activation"] != "none"
     unaligned = k * x.dtype.itemsize % 16 != 0
     fits = depth <= LONGEST_ROW
-    if (coded or call["norm"]) and not fits:
+    if (quantised or call["norm"]) and not fits:
         raise Unsupported(f"rows of {k} elements, which no program can hold")
     name = "_".join(
         [
@@ -53,9 +53,9 @@ def linear(call: Call, gpu: Gpu) -> Iterator[Kernel]:
             *([call["activation"]] if call["activation"] != "none" else []),
         ]
     )
-    if fits and (coded or transformed or unaligned):
+    if fits and (quantised or transformed or unaligned):
         yield from products(call, name, gpu, prepared(call, gpu, depth), order)
-    if not coded and not (fits and unaligned):
+    if not quantised and not (fits and unaligned):
         yield from products(call, name, gpu, loaded(call, gpu), order)
 
 
@@ -82,13 +82,13 @@ def prepared(call: Call, gpu: Gpu, depth: int) -> Left:
     x: TensorSpec = call["x"].spec
     k = x.shape[-1]
     count = x.numel // k
-    coded = call["channel_scale"] is not None
+    quantised = integer(call)
     operands = {"x": Operand((call["x"],))}
     if call["norm"]:
         operands |= norm_operands(call, "norm_weight", "norm_bias")
-    dtype = torch.int8 if coded else x.dtype
+    dtype = torch.int8 if quantised else x.dtype
     scratch = {"a": TensorSpec((count, depth), dtype)}
-    if coded:
+    if quantised:
         scratch["row_scale"] = TensorSpec((count,), torch.float32)
     programs, rows, width = blocks(count, max(k, depth))
     launch = Launch(
@@ -99,30 +99,28 @@ def prepared(call: Call, gpu: Gpu, depth: int) -> Left:
             "gain": slot(operands, "norm_weight"),
             "offset": slot(operands, "norm_bias"),
             "out": Slot("a"),
-            "scale": Slot("row_scale") if coded else None,
+            "scale": Slot("row_scale") if quantised else None,
             "M": count,
             "K": k,
             "pitch": depth,
             "eps": float(call["norm_eps"]),
             "NORM": bool(call["norm"]),
             "PRE": call["pre_activation"],
-            "INTEGER": coded,
+            "INTEGER": quantised,
             "BM": rows,
             "BK": width,
         },
         warps=4 if rows * width <= 8192 else 8,
     )
-    nbytes = scratch["a"].nbytes
     return Left(
         ("a",),
         (depth,),
         dtype,
         count,
-        nbytes,
         launches=(launch,),
         operands=operands,
         scratch=scratch,
-        seconds=pass_seconds(x.nbytes + nbytes, gpu),
+        seconds=pass_seconds(x.nbytes + scratch["a"].nbytes, gpu),
         route="prepared",
     )
 
@@ -135,7 +133,7 @@ def loaded(call: Call, gpu: Gpu) -> Left:
     operands = {"x": Operand((call["x"],))}
     if not call["norm"]:
         pre = call["pre_activation"]
-        return Left(("x",), (k,), x.dtype, count, x.nbytes, pre=pre, operands=operands)
+        return Left(("x",), (k,), x.dtype, count, pre=pre, operands=operands)
     operands |= norm_operands(call, "gain", "offset")
     moments = TensorSpec((count,), torch.float32)
     programs, rows, width = blocks(count, k)
@@ -159,7 +157,6 @@ def loaded(call: Call, gpu: Gpu) -> Left:
         (k,),
         x.dtype,
         count,
-        x.nbytes,
         norm="rows",
         pre=call["pre_activation"],
         launches=(launch,),

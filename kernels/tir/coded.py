@@ -17,9 +17,11 @@ def check(call: Call, dtypes: set[torch.dtype], k: int) -> None:
     """Refuse coded calls that no integer kernel takes.
 
     Raises:
-        Unsupported: activations other than fp32, bf16, fp16, or mixed; codes known only at run
-            time; sums that could leave int32.
+        Unsupported: activations other than fp32, bf16, fp16, or mixed, or not to be quantised;
+            codes known only at run time; sums that could leave int32.
     """
+    if call["weight_only"]:
+        raise Unsupported("coded weights with activations that are not quantised")
     if len(dtypes) > 1 or not dtypes <= _DTYPES:
         raise Unsupported(f"activations of {', '.join(map(str, dtypes))} with coded weights")
     if any(call[n] is not None and not call[n].constant for n in _CODES):

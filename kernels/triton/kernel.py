@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import pkgutil
@@ -141,6 +142,25 @@ def candidates(call: Call, gpu: Gpu) -> list[Kernel]:
     return fit
 
 
+def weight_only(call: Call, gpu: Gpu) -> str | None:
+    """Why a product of coded weights had better read its input as it is; None if it had not.
+
+    By the rooflines of both ways: quantising passes over the input once more and then multiplies
+    twice as fast, which is little where arithmetic is not the limit.
+
+    Raises:
+        Unsupported: nothing here can compute the call in either way.
+    """
+    integers = candidates(call, gpu)[0]
+    floats = candidates(dataclasses.replace(call, args={**call.args, "weight_only": True}), gpu)[0]
+    if floats.seconds >= integers.seconds:
+        return None
+    read = f"read in {str(call.out.dtype).removeprefix('torch.')}"
+    if (limit := integers.notes["limit"]) == "arithmetic":
+        return f"{read}: quantising takes longer than integers save"
+    return f"{read}: {limit} is the limit, not arithmetic"
+
+
 __all__ = [
     "Call",
     "Kernel",
@@ -151,4 +171,5 @@ __all__ = [
     "Unsupported",
     "candidates",
     "lowers",
+    "weight_only",
 ]

@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 
+from ..tiling.layer import Axis, Conv, matmul
+from ..tiling.memory import Words
 from .device import product as device
 from .gpu import Gpu
 from .kernel import Call, Kernel, Launch, Operand, Slot, TensorSpec, Unsupported
-from .tiles import LAUNCH, Problem, Tile, seconds, tiles, traffic
+from .tiles import LAUNCH, Tile, roof, tiles, traffic
+from .traffic import Problem
 from .weights import Order, Weights, column, pack
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,7 +47,6 @@ class Left:
         channels: of each.
         dtype: theirs.
         rows: of the product.
-        nbytes: of all of them in memory.
         map: how they are read as rows; None if they are rows.
         norm: applied as they are loaded: ``""``, ``"rows"`` or ``"map"``, from slots
             ``mean``, ``deviation``, ``gain`` and ``offset``.
@@ -60,7 +62,6 @@ class Left:
     channels: tuple[int, ...]
     dtype: torch.dtype
     rows: int
-    nbytes: int
     map: Map | None = None
     norm: str = ""
     pre: str = "none"
@@ -83,6 +84,11 @@ def check(call: Call, x: TensorSpec) -> None:
         raise Unsupported(f"a product of {x.dtype} by {weight.dtype}")
     if 0 in (*x.shape, *weight.shape, *call.out.shape):
         raise Unsupported("a tensor without elements")
+
+
+def integer(call: Call) -> bool:
+    """Whether a call quantises its activations and adds up integers."""
+    return call["channel_scale"] is not None and not call["weight_only"]
 
 
 def pass_seconds(nbytes: int, gpu: Gpu, launches: int = 1) -> float:
@@ -120,14 +126,12 @@ def products(call: Call, name: str, gpu: Gpu, left: Left, order: Order) -> Itera
         if call.args.get(extra) is not None:
             operands[extra] = Operand((call[extra],))
     reads = sum(operands[n].spec.nbytes for n in ("residual", "shift") if n in operands)
+    words = _words(left, weights.bits, call.out.dtype)
     problem = Problem(
-        m=left.rows,
-        n=columns,
+        _layer(left, columns, order, reads * 8 // words.input),
+        words,
         steps=tuple(order.taps * depth for depth in order.depths),
         a_bytes=left.dtype.itemsize,
-        w_bits=weights.bits,
-        a_nbytes=left.nbytes,
-        c_nbytes=call.out.nbytes + reads,
         block_k=math.gcd(_longest(weights.bits, gpu), *order.depths),
         work={"": 0, "rows": 4, "map": 3}[left.norm] + (9 if left.pre != "none" else 0),
         gathers=left.map is not None,
@@ -140,9 +144,43 @@ def products(call: Call, name: str, gpu: Gpu, left: Left, order: Order) -> Itera
             continue
         yield builder.kernel(problem, tile, expand=False)
     if weights.bits == 4:
-        decoded = dataclasses.replace(problem, w_bits=8, block_k=math.gcd(128, *order.depths))
+        decoded = dataclasses.replace(
+            problem,
+            words=_words(left, 8, call.out.dtype),
+            block_k=math.gcd(128, *order.depths),
+        )
         for tile in tiles(decoded, gpu, keep=4):
             yield builder.kernel(decoded, tile, expand=True)
+
+
+def _words(left: Left, bits: int, out: torch.dtype) -> Words:
+    """Bits in memory. Of a map that is read twice as large each element stands for four."""
+    element = 8 * left.dtype.itemsize
+    return Words(
+        input=element // 4 if left.map and left.map.upsample else element,
+        weight=bits,
+        output=8 * out.itemsize,
+        psum=1,
+        scale=8 if bits == 4 else 0,
+    )
+
+
+def _layer(left: Left, columns: int, order: Order, extra_reads: int) -> Conv:
+    """The product as a layer of the planner's."""
+    if left.map is None:
+        layer = matmul("", left.rows, columns, order.depth, extra_reads=extra_reads)
+        return dataclasses.replace(layer, gated=order.gated)
+    read = left.map
+
+    def axis(size: int, out: int, taps: int, before: int, which: int) -> Axis:
+        stride, dilation = read.stride[which], read.dilation[which]
+        after = (out - 1) * stride + (taps - 1) * dilation + 1 - size - before
+        return Axis(size, taps, stride, (before, max(0, after)), dilation)
+
+    rows = axis(read.height, read.out_height, order.taps // read.taps_wide, read.top, 0)
+    columns_of = axis(read.width, read.out_width, read.taps_wide, read.left, 1)
+    images = left.rows // (read.out_height * read.out_width)
+    return Conv("", images, sum(order.depths), columns, rows, columns_of, 1, extra_reads)
 
 
 @dataclass(frozen=True)
@@ -167,14 +205,14 @@ class _Builder:
         call, left, order = self.call, self.left, self.order
         scratch = dict(left.scratch)
         launches = list(left.launches)
-        expected = left.seconds + seconds(problem, tile, self.gpu)
+        found = roof(problem, tile, self.gpu)
+        expected = left.seconds + found.seconds
         if expand:
             scratch["expanded"] = TensorSpec((problem.n, order.depth), torch.int8)
             launches.append(self._expand(problem))
             expected += pass_seconds(problem.n * order.depth * 3 // 2, self.gpu)
-        integer = call["channel_scale"] is not None
         if tile.split > 1:
-            dtype = torch.int32 if integer else torch.float32
+            dtype = torch.int32 if integer(call) else torch.float32
             scratch["partial"] = TensorSpec((tile.split, problem.m, problem.n), dtype)
         after = {
             **{n: self.slot(n, scratch) for n in ("channel_scale", "bias", "shift", "residual")},
@@ -187,7 +225,7 @@ class _Builder:
             "ACTIVATION": "none" if order.gated else call.args.get("activation", "none"),
             "SPLIT": tile.split,
         }
-        launches.append(self._product(problem, tile, scratch, after, expand, integer))
+        launches.append(self._product(problem, tile, scratch, after, expand))
         if tile.split > 1:
             bm, bn = 16, 64
             launches.append(
@@ -213,8 +251,10 @@ class _Builder:
                 "split": tile.split,
                 "route": left.route,
                 "weights": f"{self.weights.bits} bits" + (" expanded" if expand else ""),
+                "order": f"{tile.group} block rows",
                 "l2_bytes": moved.l2,
                 "dram_bytes": moved.dram,
+                "limit": found.limit,
                 "expected_us": round(expected * 1e6, 1),
             },
         )
@@ -242,7 +282,6 @@ class _Builder:
         scratch: dict[str, TensorSpec],
         after: dict[str, Any],
         expand: bool,
-        integer: bool,
     ) -> Launch:
         left, order = self.left, self.order
         geometry = left.map or Map(1, 1, 1, 1, 1, (1, 1), (1, 1), 0, 0, False)
@@ -276,6 +315,7 @@ class _Builder:
             "width": geometry.width,
             "top": geometry.top,
             "left": geometry.left,
+            "group": tile.group,
             "MAP": left.map is not None,
             "KW": geometry.taps_wide,
             "STRIDE_H": geometry.stride[0],
@@ -289,11 +329,10 @@ class _Builder:
             "PERMUTE": self.gpu.permutes,
             "EVEN": left.channels == order.depths,
             "PRECISION": precision,
-            "INTEGER": integer,
+            "INTEGER": integer(self.call),
             "BM": tile.m,
             "BN": tile.n,
             "BK": tile.k,
-            "GROUP": tile.group,
         }
         grid = (tile.blocks(problem), tile.split, 1)
         return Launch(device.product, grid, arguments, tile.warps, tile.stages)

@@ -77,7 +77,7 @@ def _signature(
     """Types, constants and alignments of a launch's parameters, as the just-in-time path has them.
 
     Tensors are aligned to 16 bytes; a number that is a multiple of 16 is compiled as one, and
-    1 is compiled in.
+    1 is compiled in, unless its parameter takes any number.
     """
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
@@ -87,12 +87,14 @@ def _signature(
         if isinstance(value, Slot):
             types[parameter.name] = "*" + TYPES[specs[value.name].dtype]
             aligned[(index,)] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            continue
+        special = type(value) is int and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and value == 1):
             types[parameter.name] = "constexpr"
             constants[parameter.name] = value
         else:
             types[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            if types[parameter.name] == "i32" and value % 16 == 0:
+            if special and value % 16 == 0:
                 aligned[(index,)] = [["tt.divisibility", 16]]
     return types, constants, aligned
 

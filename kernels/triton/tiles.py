@@ -1,50 +1,18 @@
-"""Tiles of a product: which there are, the traffic each causes, and which looks fastest."""
+"""Tiles of a product: which there are, and by the planner's counts which looks fastest."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .gpu import Gpu
+from .traffic import Problem, program, sweep
 
 #: Seconds from one launch's end to the next one's start inside a CUDA graph.
 LAUNCH = 1.5e-6
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A product ``[m, k] · [k, n]``.
-
-    Attributes:
-        m: rows.
-        n: columns.
-        steps: for each input, how far ``k`` goes in it.
-        a_bytes: bytes of one element of the left operand.
-        w_bits: bits of one weight in memory.
-        a_nbytes: bytes of the left operand in memory, each counted once.
-        c_nbytes: bytes read and written by the epilogue.
-        block_k: ``k`` of a block divides this.
-        work: instructions a thread spends on one element of the left operand before the product.
-        gathers: whether rows of the left operand are found by computed addresses, which take
-            registers.
-    """
-
-    m: int
-    n: int
-    steps: tuple[int, ...]
-    a_bytes: int
-    w_bits: int
-    a_nbytes: int
-    c_nbytes: int
-    block_k: int
-    work: float = 0.0
-    gathers: bool = False
-
-    @property
-    def k(self) -> int:
-        """Depth of the product."""
-        return sum(self.steps)
 
 
 @dataclass(frozen=True)
@@ -61,11 +29,7 @@ class Tile:
     warps: int
     stages: int
     split: int = 1
-    group: int = 8
-
-    def shared(self, a_bytes: int) -> int:
-        """Bytes of shared memory of the blocks in flight."""
-        return (self.m + self.n) * a_bytes * self.k * self.stages
+    group: int = 1
 
     def blocks(self, problem: Problem) -> int:
         """Blocks of the result."""
@@ -80,58 +44,93 @@ class Traffic:
     dram: int
 
 
+@dataclass(frozen=True)
+class Roof:
+    """What a kernel is expected to take, what makes it so long, and its arithmetic alone."""
+
+    seconds: float
+    limit: str
+    arithmetic: float
+
+
 def traffic(problem: Problem, tile: Tile, gpu: Gpu) -> Traffic:
-    """Bytes moved by a product under a tile.
+    """Bytes moved by a product under a tile, by the planner's count.
 
-    Every block reads its rows and columns through the L2 cache. Memory sees each operand once if
-    what the programs running together read fits the cache, and otherwise again for every sweep of
-    ``group`` block rows.
+    Partial sums are written by every split and read once more; memory sees them where L2 does not
+    hold them.
     """
-    rows, columns = math.ceil(problem.m / tile.m), math.ceil(problem.n / tile.n)
-    weights = problem.n * problem.k * problem.w_bits // 8
-    a_through = columns * problem.m * problem.k * problem.a_bytes
-    w_through = rows * weights
     partial = 2 * 4 * problem.m * problem.n * tile.split if tile.split > 1 else 0
-    sweeps = math.ceil(rows / tile.group)
-    again = weights * (sweeps - 1) if weights > gpu.l2 // 2 else 0
-    dram = problem.a_nbytes + weights + again + problem.c_nbytes
-    return Traffic(a_through + w_through + problem.c_nbytes + partial, dram)
+    l2 = program(problem, tile.m, tile.n, tile.k).total // 8 + partial
+    dram = sweep(problem, tile.m, tile.n, gpu).counts.total // 8
+    return Traffic(l2, dram + (partial if partial > gpu.l2 else 0))
 
 
-def seconds(problem: Problem, tile: Tile, gpu: Gpu) -> float:
+def roof(problem: Problem, tile: Tile, gpu: Gpu) -> Roof:
     """What a tile is expected to take: whichever of arithmetic, L2 and memory is slowest."""
     programs = tile.blocks(problem) * tile.split
     depth = math.ceil(problem.k / tile.k / tile.split) * tile.k
     # Operands pass through shared memory, at 128 bytes a cycle, once in and once out.
-    loads = (tile.m * problem.a_bytes + tile.n * max(problem.a_bytes, 1)) * 2 / 128
+    loads = (tile.m + tile.n) * problem.a_bytes * 2 / 128
     decode = tile.n * (5.0 if problem.w_bits == 4 else 0.0) / 128
     work = tile.m * problem.work / 128
     macs = tile.m * tile.n / gpu.macs[problem.a_bytes]
     cycles = depth * max(macs + 0.5 * (decode + work), loads, decode + work)
     # What a program does at every step, and before its first and after its last.
     cycles += 40 * depth / tile.k + 1000 + tile.m * tile.n * 4 / 128
-    rounds = math.ceil(programs / gpu.processors)
     moved = traffic(problem, tile, gpu)
     busy = min(1.0, programs / gpu.processors)
-    slowest = max(
-        rounds * cycles / gpu.clock,
-        moved.l2 / (gpu.l2_rate * busy),
-        moved.dram / (gpu.dram_rate * busy),
+    return slowest(
+        math.ceil(programs / gpu.processors) * cycles / gpu.clock,
+        moved,
+        gpu,
+        busy,
+        LAUNCH * (2 if tile.split > 1 else 1),
     )
-    return slowest + LAUNCH * (2 if tile.split > 1 else 1)
 
 
-def tiles(problem: Problem, gpu: Gpu, keep: int = 8) -> list[Tile]:
-    """The tiles expected to be fastest, best first; ``keep`` of them."""
-    found = sorted(_all(problem, gpu), key=lambda tile: seconds(problem, tile, gpu))
-    return found[:keep]
+def slowest(arithmetic: float, moved: Traffic, gpu: Gpu, busy: float, launches: float) -> Roof:
+    """The roofline.
+
+    Args:
+        arithmetic: seconds of what multiprocessors compute.
+        moved: bytes.
+        gpu: whose rates.
+        busy: the part of the multiprocessors that ask for them.
+        launches: seconds besides.
+    """
+    limits = {
+        "arithmetic": arithmetic,
+        "the L2 cache": moved.l2 / (gpu.l2_rate * busy),
+        "memory": moved.dram / (gpu.dram_rate * busy),
+    }
+    limit = max(limits, key=limits.__getitem__)
+    return Roof(limits[limit] + launches, limit, arithmetic)
 
 
-def _all(problem: Problem, gpu: Gpu) -> Iterator[Tile]:
-    """Every tile that fits the GPU's registers and shared memory.
+@lru_cache(maxsize=4096)
+def tiles(problem: Problem, gpu: Gpu, keep: int = 8) -> tuple[Tile, ...]:
+    """The tiles expected to be fastest, best first; ``keep`` of them.
+
+    Among equally fast ones, those that move less, then those that compute less.
+    """
+
+    def price(tile: Tile) -> tuple[float, int, int, float]:
+        moved, found = traffic(problem, tile, gpu), roof(problem, tile, gpu)
+        return found.seconds, moved.dram, moved.l2, found.arithmetic
+
+    return tuple(sorted(every_tile(problem, gpu), key=price)[:keep])
+
+
+def every_tile(problem: Problem, gpu: Gpu) -> Iterator[Tile]:
+    """Every tile that fits the GPU's registers and shared memory, in its best program order.
 
     A tensor-core instruction takes 64 rows, so no block has fewer.
     """
+    for tile in _sizes(problem, gpu):
+        yield dataclasses.replace(tile, group=sweep(problem, tile.m, tile.n, gpu).group)
+
+
+def _sizes(problem: Problem, gpu: Gpu) -> Iterator[Tile]:
     for m in (64, 128):
         for n in (32, 64, 128, 256):
             if (m > 64 and problem.m <= m // 2) or (n > 32 and problem.n <= n // 2):
@@ -156,16 +155,17 @@ def _fitting(problem: Problem, gpu: Gpu, m: int, n: int, k: int) -> Iterator[Til
         room = 16  # decoded by shifts and selects
     if m * n > room * threads:
         return
+    block = sum(program(problem, m, n, k).footprint) // 8
     for stages in range(2 if gpu.kind == "hip" else 4, 1, -1):
-        tile = Tile(m, n, k, threads // gpu.warp, stages)
-        if tile.shared(problem.a_bytes) <= gpu.shared - 2048:
+        if block * stages <= gpu.shared - 2048:
             break
     else:
         return
+    tile = Tile(m, n, k, threads // gpu.warp, stages)
     yield tile
     total = sum(steps // k for steps in problem.steps)
     blocks = tile.blocks(problem)
     for split in (2, 4, 8, 16):
         # A split must have enough to do, and pays only where blocks leave processors idle.
         if blocks * split <= 2 * gpu.processors and total // split >= 4:
-            yield Tile(m, n, k, tile.warps, tile.stages, split)
+            yield dataclasses.replace(tile, split=split)

@@ -128,7 +128,9 @@ def pack(call: Call, order: Order) -> Weights:
         return full.view(torch.int32)
 
     groups = dataclasses.replace(
-        order, channels=(scale.spec.shape[1],), depths=(order.depth // order.taps // 64,)
+        order,
+        channels=tuple(-(-c // integer.GROUP) for c in order.channels),
+        depths=tuple(d // integer.GROUP for d in order.depths),
     )
     size = (columns, order.depth // 2)
     operands["w"] = _pack([weight], ("nibbles", order), nibbles, size, torch.uint8)

@@ -70,6 +70,21 @@ class TritonTarget:
         found = choices(node, constant, self.gpu)
         return found if isinstance(found, str) else None
 
+    def weight_only(self, node: fx.Node, constant: set[fx.Node]) -> str | None:
+        """Why what a layer with coded weights reads had better not be quantised, by the roofline.
+
+        None where integers are faster, or asked for.
+        """
+        from ...kernels.triton.kernel import Unsupported, weight_only
+        from ..tvm.plan import as_call
+
+        if self.options.activations == "int8":
+            return None
+        try:
+            return weight_only(as_call(node, constant), self.gpu)
+        except Unsupported:
+            return None
+
     def compile(self, gm: fx.GraphModule, constants: Constants) -> Any:
         """Plan, generate, build and bind ``gm``.
 

@@ -131,6 +131,22 @@ def test_what_the_target_refuses_takes_more_bits_or_stays():
     assert counts(gm)["zoomc.encode.default"] == 0
 
 
+def test_what_the_target_would_not_quantise_stays_in_floats():
+    def linears(node, constant):
+        assert arguments(node)["table"] is None or arguments(node)["table"] in constant
+        return None if node.target is CONV2D else "memory is the limit"
+
+    gm, inputs, want, record = coded("clip_text", "int8", weight_only=linears)
+    layers = {layer.node: layer for layer in record.layers if layer.encoding != "keep"}
+    assert layers and all(layer.weight_only == "memory is the limit" for layer in layers.values())
+    nodes = [node for node in gm.graph.nodes if node.name in layers]
+    assert len(nodes) == len(layers)
+    assert all(node.kwargs["weight_only"] and node.kwargs["channel_scale"] for node in nodes)
+    quantised, _, _, _ = coded("clip_text", "int8")
+    assert counts(gm) == counts(quantised)
+    assert error(outputs(gm, inputs), want) < error(outputs(quantised, inputs), want)
+
+
 def test_tiny_double_and_varying_weights_are_kept():
     class Odd(nn.Module):
         def __init__(self):

@@ -65,14 +65,14 @@ def largest_of(low, high, NAME: tl.constexpr, DIP: tl.constexpr, DEPTH: tl.const
 
 
 @triton.jit
-def tile_of(program, blocks_m, blocks_n, GROUP: tl.constexpr):
+def tile_of(program, blocks_m, blocks_n, group):
     """Block row and column of a program, in an order that reuses what is in the L2 cache.
 
-    Programs walk down ``GROUP`` block rows before they step to the next block column, so those
+    Programs walk down ``group`` block rows before they step to the next block column, so those
     that run at the same time share both operands.
     """
-    per_group = GROUP * blocks_n
-    first = program // per_group * GROUP
-    height = tl.minimum(blocks_m - first, GROUP)
+    per_group = group * blocks_n
+    first = program // per_group * group
+    height = tl.minimum(blocks_m - first, group)
     inside = program % per_group
     return first + inside % height, inside // height

@@ -66,9 +66,9 @@ def accumulate(
             source_height = height
             source_width = width
     for step in range(begin, end):
-        tap = step // chunks
-        c = (step - tap * chunks) * BK + k
         if MAP:
+            tap = step // chunks
+            c = (step - tap * chunks) * BK + k
             yy = y0 + tap // KW * DILATION_H
             xx = x0 + tap % KW * DILATION_W
             inside = (yy >= 0) & (yy < height) & (xx >= 0) & (xx < width)
@@ -81,6 +81,7 @@ def accumulate(
                 mask = mask & (c < channels)[None, :]
             a = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0)
         else:
+            c = step * BK + k
             at = rows * channels
             if EVEN:
                 a = tl.load(x + at[:, None] + c[None, :])
@@ -172,7 +173,11 @@ def epilogue(
     tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+#: Numbers that no address is a multiple of: one code serves all their values.
+_ANY = "M steps0 steps1 chunks0 chunks1 per_split out_width height width top left group".split()
+
+
+@triton.jit(do_not_specialize=_ANY)
 def product(
     x0,
     x1,
@@ -207,6 +212,7 @@ def product(
     width,
     top,
     left,
+    group,
     MAP: tl.constexpr,
     KW: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -227,16 +233,15 @@ def product(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    GROUP: tl.constexpr,
 ):
     """One block of ``out``, or of one split's partial sums.
 
     ``x0`` and ``x1`` are rows ``[M, channels]`` or, with ``MAP``, maps ``[images, height, width,
     channels]`` (halved in height and width with ``UPSAMPLE``) concatenated along the channels.
     ``w`` is ``[N, depth]``: for each input its taps, for each tap its channels, padded with zeros
-    to whole blocks.
+    to whole blocks. Programs walk down ``group`` block rows at a time.
     """
-    block_m, block_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), GROUP)
+    block_m, block_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), group)
     # Rows and columns past the end repeat the last one: loads need no mask, the store has one.
     rows = tl.minimum(block_m * BM + tl.arange(0, BM), M - 1)
     columns = tl.minimum(block_n * BN + tl.arange(0, BN), N - 1)
@@ -283,7 +288,7 @@ def product(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def finish(
     partial,
     row_scale,

@@ -41,6 +41,8 @@ def job_of(name: str, shapes: Shapes) -> Job:
         raise Unsupported("the NPU multiplies coded weights alone")
     if args["channel_scale"] is None:
         raise Unsupported('its weights are not coded: choose weights="int4" or "int8"')
+    if args["weight_only"]:
+        raise Unsupported("its activations are not to be quantised")
     if shapes.out.dtype not in {torch.float32, torch.bfloat16}:
         raise Unsupported(f"results of {shapes.out.dtype}")
     weight, table = args["weight"], args["table"]

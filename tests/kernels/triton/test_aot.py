@@ -80,6 +80,7 @@ def few() -> list[tuple[str, Any]]:
         ("coded convolution", conv(16, (1280, 640), 1280, bits=4, **first)),
         ("int8 linear", linear(2048, 2560, 640, bits=8, residual=True)),
         ("coded geglu", linear(512, 1280, 10240, bits=4, norm=True, activation="geglu")),
+        ("linear of floats and codes", linear(512, 1280, 1280, bits=4, weight_only=True)),
         ("attention", attention(4096, 77, 5)),
     ]
 

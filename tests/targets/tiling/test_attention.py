@@ -7,9 +7,10 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zoomc.kernels.tiling.attention import ORDERS, measure_attention
 from zoomc.targets.errors import CapacityError, LayerError
 from zoomc.targets.tiling import KIB, W4A8, Attention, Memory, Words, plan
-from zoomc.targets.tiling.attention import ORDERS, measure_attention, unfused
+from zoomc.targets.tiling.attention import unfused
 
 SMALL = st.builds(
     Attention,

@@ -149,6 +149,21 @@ def test_coded_with_everything():
         assert (evaluate(kernel).float() - expected).norm() / expected.norm() < 2e-3
 
 
+@pytest.mark.parametrize("bits", [0, 4, 8])
+@pytest.mark.parametrize("channels", [(16,), (64, 24), (70, 9)])
+def test_weight_only_multiplies_the_codes_integers(bits, channels):
+    """fp32 holds these sums exactly, so nothing is left to differ."""
+    weight, extra = coded((12, sum(channels), 3, 3), bits)
+    extra |= {"weight_only": True, "channel_scale": torch.full((12,), 0.5)}
+    inputs = [(exact((2, 5, 3, c), torch.float32, c) / 16).round().half() for c in channels]
+    check_exactly(CONV, [x.float() for x in inputs], weight, padding=SAME, **extra)
+    extra["channel_scale"] /= 2.0**12
+    check(CONV, inputs, weight, torch.randn(12).half(), padding=SAME, stride=[2, 1], **extra)
+    ways = {k.notes["route"] for k in routes(CONV, inputs, weight, padding=SAME, **extra)}
+    # A group of 64 input channels that two inputs share needs them in one map.
+    assert ways == ({"prepared"} if channels == (70, 9) else {"as it is"})
+
+
 @pytest.mark.parametrize("activation", ["none", "silu", "gelu", "relu"])
 def test_an_image_does_not_depend_on_its_batch(activation):
     (x,) = maps((3, 4, 5), 24, dtype=torch.float32)

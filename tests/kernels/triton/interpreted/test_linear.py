@@ -134,6 +134,26 @@ def test_coded_rows_with_nonfinite_values_come_out_nonfinite(bad):
         assert not finite[2].any() and finite[[0, 1, 3, 4, 5]].all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("bits", [0, 2, 4, 8])
+def test_weight_only_multiplies_the_codes_integers(dtype, bits):
+    """fp32 holds these sums exactly, so nothing is left to differ."""
+    weight, extra = coded((24, 100), bits)
+    extra |= {"weight_only": True, "channel_scale": torch.full((24,), 2.0**-15)}
+    check_exactly(LINEAR, exact((35, 100), dtype), weight, **extra)
+    check_exactly(LINEAR, exact((2, 100), dtype), weight, torch.ones(24).to(dtype), **extra)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weight_only_with_everything(dtype):
+    weight, extra = coded((40, 128), 4)
+    extra["channel_scale"] /= 127 * 128**0.5
+    x, bias = torch.randn(33, 128).to(dtype) * 50, torch.randn(40).to(dtype)
+    after = {"activation": "geglu", "residual": torch.randn(33, 20).to(dtype)}
+    for norm in ({}, {"norm": True, "norm_weight": torch.randn(128).to(dtype)}):
+        check(LINEAR, x, weight, bias, weight_only=True, loose=1.5, **norm, **after, **extra)
+
+
 def test_zeros_stay_zero():
     weight, extra = coded((8, 96), 4)
     for kernel in routes(LINEAR, torch.zeros(2, 96), weight, **extra):

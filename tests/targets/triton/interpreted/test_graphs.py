@@ -76,7 +76,7 @@ def test_a_block(dtype):
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_coded_weights(weights):
     model, args = Block(), inputs(1)
-    actual, records = run(model, *args, weights=weights)
+    actual, records = run(model, *args, weights=weights, activations="int8")
     cpu = torch.compile(model, backend="zoomc", options={"target": "cpu", "weights": weights})
     with torch.no_grad():
         torch._dynamo.reset()
@@ -86,6 +86,24 @@ def test_coded_weights(weights):
     notes = [k["notes"].get("weights", "") for k in records[0].executable.report["kernels"]]
     bits = {"int8": "8 bits", "int4": "4 bits"}[weights]
     assert any(bits in note for note in notes)
+
+
+def test_layers_that_gain_nothing_from_integers_read_floats():
+    model, args = Block(), inputs(1)
+    exact = model(*args)
+    actual, records = run(model, *args, weights="int8")
+    torch._dynamo.reset()
+    integers, _ = run(model, *args, weights="int8", activations="int8")
+    assert (actual - exact).norm() < (integers - exact).norm()
+    layers = records[0].trace.passes[-1].layers
+    read = {layer.shape: layer.weight_only for layer in layers if layer.encoding != "keep"}
+    assert read[32, 64] and not read[32, 32, 3, 3]
+    assert "read in float32: " in str(zoomc.Report(records))
+    torch._dynamo.reset()
+    on_cpu = torch.compile(model, backend="zoomc", options={"target": "cpu"})
+    with torch.no_grad(), collect() as records:
+        on_cpu(*args)
+    assert not any(layer.weight_only for layer in records[0].trace.passes[-1].layers)
 
 
 def test_changed_inputs_shapes_and_weights():
