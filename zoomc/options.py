@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import OptionValueError, UnknownOptionError
+from .kernels.tir.isa import PATHS
 from .kernels.weights.encoding import SPELLINGS, Encoding, EncodingError
 
 ENV_PREFIX = "ZOOMC_"
@@ -141,7 +142,7 @@ class Options:
     )
     isa: str = _option(
         "auto",
-        _choice("auto", "amx", "avx512_bf16", "avx512", "avx2", "portable"),
+        _choice("auto", *(path.name for path in PATHS)),
         "instruction-set path of the CPU target",
     )
     npu: str = _option(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tvm.tirx.script import builder as T
 
 from ..integer import GROUP
+from . import micro_neon
 from .isa import Isa
 from .kernel import Operand, Pack, TensorSpec, Value
 from .llvm import Text, attributes
@@ -146,9 +147,15 @@ class Codes:
 
     def texts(self, isa: Isa) -> list[str]:
         """LLVM IR that :meth:`decode` needs."""
-        return [self._text().ir] if self.bits < 8 and isa.lanes >= 8 else []
+        text = self._text(isa) if self.bits < 8 else None
+        return [text.ir] if text else []
 
-    def _text(self) -> Text:
+    def _text(self, isa: Isa) -> Text | None:
+        """What decodes on this path; None where plain TIR does."""
+        if isa.neon:
+            return micro_neon.decode(self.bits, self.micro.columns, self.micro.kpack, STEP)
+        if isa.lanes < 8:
+            return None
         return _shuffle(self.bits, self.micro.vector, self.micro.columns, self.micro.kpack)
 
     def decode(
@@ -166,9 +173,10 @@ class Codes:
         start = panel * self.panel_bytes
         codes = T.bind(start + step * self.step_bytes)
         scales = T.bind(start + self.steps * self.step_bytes + step * self.micro.columns)
-        if isa.lanes >= 8:
+        text = self._text(isa)
+        if text:
             args = [T.address_of(x) for x in (packed[codes], packed[scales], table[0], room[at])]
-            T.evaluate(T.call_extern("void", self._text().name, *args, T.Cast("int64", steps)))
+            T.evaluate(T.call_extern("void", text.name, *args, T.Cast("int64", steps)))
             return
         vector, per, columns = self.micro.vector, 8 // self.bits, self.micro.columns
         row = columns * self.micro.kpack

@@ -19,11 +19,14 @@ class Isa:
         features: LLVM's feature string, added to ``mcpu``.
         lanes: fp32 values in one vector register.
         registers: vector registers.
-        requires: ``/proc/cpuinfo`` flags without which the path cannot run.
+        requires: ``/proc/cpuinfo`` flags or features without which the path cannot run.
         fma: fused multiply-add is one instruction.
         bf16_dot: ``vdpbf16ps``: pairs of bf16 multiplied and added into fp32 lanes.
         amx: tile registers with bf16 and int8 products (16 rows of 64 bytes).
         vnni: four unsigned bytes multiplied by signed ones and added into int32 lanes.
+        neon: 128-bit Arm vectors, with a lookup of bytes in a table of 16.
+        dotprod: ``sdot``: four signed bytes multiplied by four and added into int32 lanes.
+        i8mm: ``smmla``: two rows of eight signed bytes multiplied by two columns of them.
         threads: workers that share a parallel loop.
         l1: bytes of one core's first-level data cache.
         l2: bytes of one core's second-level cache.
@@ -39,6 +42,9 @@ class Isa:
     bf16_dot: bool = False
     amx: bool = False
     vnni: bool = False
+    neon: bool = False
+    dotprod: bool = False
+    i8mm: bool = False
     threads: int = 1
     l1: int = 32 << 10
     l2: int = 1 << 20
@@ -47,11 +53,30 @@ class Isa:
     def target(self) -> dict[str, object]:
         """The TVM target, in the form :class:`tvm.target.Target` takes."""
         attrs = {"kind": "llvm", "mcpu": self.mcpu}
+        if self.neon:
+            attrs["mtriple"] = "aarch64-linux-gnu"
         return attrs | ({"mattr": self.features.split(",")} if self.features else {})
 
 
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+
+# Every 64-bit Arm processor has 128-bit vectors with fused multiply-add.
+_NEON = Isa("neon", "generic", "+neon", 4, 32, frozenset({"asimd"}), fma=True, neon=True)
+_DOTPROD = dataclasses.replace(
+    _NEON,
+    name="neon_dotprod",
+    features="+neon,+dotprod",
+    requires=_NEON.requires | {"asimddp"},
+    dotprod=True,
+)
+_I8MM = dataclasses.replace(
+    _DOTPROD,
+    name="neon_i8mm",
+    features="+neon,+dotprod,+i8mm",
+    requires=_DOTPROD.requires | {"i8mm"},
+    i8mm=True,
+)
 
 #: Every path, best first; the first whose flags the CPU has is the automatic choice.
 PATHS: tuple[Isa, ...] = (
@@ -71,7 +96,10 @@ PATHS: tuple[Isa, ...] = (
     ),
     Isa("avx512", "skylake-avx512", "", 16, 32, _AVX512, fma=True),
     Isa("avx2", "haswell", "", 8, 16, _AVX2, fma=True),
-    Isa("portable", "x86-64", "", 4, 16, frozenset()),
+    _I8MM,
+    _DOTPROD,
+    _NEON,
+    Isa("portable", "generic", "", 4, 16, frozenset()),
 )
 
 

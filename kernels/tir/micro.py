@@ -149,7 +149,7 @@ def _shape(isa: Isa, rows: int) -> tuple[int, int]:
 def _fma(isa: Isa, dtype: torch.dtype, rows: int) -> Micro:
     tall, vectors = _shape(isa, rows)
     stored = dtype
-    if dtype is torch.float16 and isa.lanes < 8:
+    if dtype is torch.float16 and isa.lanes < 8 and not isa.neon:
         stored = torch.float32  # no instruction widens fp16 there
     text = micro_vector.fma(tall, vectors, isa.lanes, stored)
     return Micro(text.name, text.ir, tall, 1, vectors * isa.lanes, 1, 1, a="float32", panel=stored)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tvm.tirx.script import builder as T
 
+from . import micro_neon
 from .isa import Isa
 from .llvm import Text, attributes, loop_without_unrolling
 from .micro import Micro
@@ -76,6 +77,12 @@ def micro(isa: Isa) -> IntegerMicro:
         text = _tiles()
         return IntegerMicro(
             text.name, text.ir, 16, 2, 32, 4, a="int8", tiles=True, vector=64, **common
+        )
+    if isa.dotprod:
+        text = micro_neon.matrix(STEP) if isa.i8mm else micro_neon.dot(STEP)
+        rows, columns, packed = micro_neon.ROWS, micro_neon.COLUMNS, 8 if isa.i8mm else 4
+        return IntegerMicro(
+            text.name, text.ir, rows, 1, columns, packed, a="int8", vector=16, **common
         )
     rows = 8 if isa.registers >= 32 else 4
     vector = isa.lanes * 4

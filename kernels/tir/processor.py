@@ -19,8 +19,8 @@ class Processor:
     """A processor.
 
     Attributes:
-        name: as its maker calls it; "" where the system does not say.
-        flags: feature flags as ``/proc/cpuinfo`` spells them.
+        name: as its maker calls it, or its numbers; "" where the system does not say.
+        flags: feature flags (x86) or features (Arm) as ``/proc/cpuinfo`` spells them.
         l1: bytes of one core's first-level data cache; 0 where the system does not say.
         l2: bytes of one core's second-level cache; 0 where the system does not say.
     """
@@ -39,7 +39,9 @@ class Processor:
                 name, _, value = line.partition(":")
                 facts.setdefault(name.strip(), value.strip())
         flags = frozenset(facts.get("flags", facts.get("Features", "")).split())
-        return cls(facts.get("model name", ""), flags, _cache(read, 1), _cache(read, 2))
+        numbers = (f"{n} {facts[n]}" for n in ("CPU implementer", "CPU part") if n in facts)
+        name = facts.get("model name") or ", ".join(numbers)  # Arm's kernels know numbers only
+        return cls(name, flags, _cache(read, 1), _cache(read, 2))
 
 
 def _cache(read: Read, level: int) -> int:

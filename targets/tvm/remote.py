@@ -63,7 +63,7 @@ class RemoteDevice(Device):
         except Exception as error:
             self.close()
             raise TuningError(
-                f"the device {key!r} cannot load what is built for {PATHS[-1].mcpu}: {error}"
+                f"the device {key!r} cannot load what is built for a machine of this kind: {error}"
             ) from None
         cpu = Processor.of(lambda file: self._read(probe, file))
         threads = threads or int(self._session.get_function("runtime.NumThreads")())

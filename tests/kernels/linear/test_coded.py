@@ -124,17 +124,6 @@ def test_four_bits_take_four_bits(machine):
     assert panels.nbytes * 8 / weight.numel() < 4.16
 
 
-def test_the_portable_path_compiles_for_arm():
-    tvm = pytest.importorskip("tvm")
-    machine = MACHINES["portable"]
-    weight, extra = coded((40, 130), 4)
-    kernel = lower(bind(LINEAR, torch.randn(9, 130), weight, norm=True, **extra), machine)
-    target = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu"})
-    module = tvm.IRModule({"main": kernel.build().with_attr("global_symbol", "main")})
-    assembly = tvm.compile(module, target=target).mod.inspect_source("asm")
-    assert "smlal" in assembly or "smull" in assembly  # vector multiplies that widen
-
-
 def test_refusals():
     weight, extra = coded((8, 64), 4)
     call = bind(LINEAR, torch.randn(4, 64), weight, **extra)
