@@ -100,6 +100,23 @@ def randn(*shape, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
+def test_coded_products_of_activations_computed_first():
+    """As near as :func:`..coded.check_close` asks for: few codes differ, each by one."""
+    weight, extra = coded((22, 70), 4)
+    bf16 = torch.bfloat16
+    linear = (LINEAR, (randn(9, 70, dtype=bf16), weight, randn(22, dtype=bf16)))
+    geglu = {"norm": True, "pre_activation": "silu", "activation": "geglu"}
+    maps, more = coded((9, 70, 3, 3), 4)
+    conv = (CONV, ([randn(2, 4, 5, 70)], maps, randn(9)))
+    norm = {"padding": SAME, "norm_groups": 7, "pre_activation": "silu", "shift": randn(2, 9)}
+    for (op, args), kwargs in ((linear, extra | geglu), (conv, more | norm)):
+        kwargs["channel_scale"] *= 1e-3
+        result = emulator.run(PATHS["neon_dotprod"], op, *args, **kwargs)
+        expected = OPERATORS[op].reference(*args, **kwargs)
+        error = (result.double() - expected.double()).norm() / expected.double().norm()
+        assert error < 2e-3 + torch.finfo(result.dtype).eps / 2
+
+
 HEADS = {"heads": 2, "head_dim": 12, "scale": 0.3}
 MAPS = {"padding": SAME, "norm_groups": 3, "pre_activation": "silu", "upsample": True}
 FLOATS = {
