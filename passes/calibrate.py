@@ -52,7 +52,7 @@ class _Looking(fx.Interpreter):
             before = {k: v for k, v in kwargs.items() if k in _BEFORE}
             weight = args[1]
             # The operator itself, on a weight that changes nothing, gives what the product reads.
-            unit = torch.eye(weight.shape[1], dtype=weight.dtype)
+            unit = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
             unit = unit.view(*unit.shape, *[1] * (weight.dim() - 2))
             self.found[n] = gram(n.target(args[0], unit, **before))  # type: ignore[operator]
         return super().run_node(n)

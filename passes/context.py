@@ -13,6 +13,10 @@ from torch import fx
 Refuses = Callable[[fx.Node, set[fx.Node]], str | None]
 
 
+#: Second moments of what products read, by the name of their weight and its shape.
+Moments = dict[tuple[str, tuple[int, ...]], torch.Tensor]
+
+
 def _nothing(_: fx.Node, __: set[fx.Node]) -> str | None:
     return None
 
@@ -26,8 +30,10 @@ class Context:
         weights: how weights are stored, as :class:`zoomc.kernels.weights.Encoding` spells it.
         max_error: relative error of the outputs (2-norm, the worst of them) on ``inputs`` that
             the encoding may cause; None means any.
-        calibrate: choose codes by the activations that ``inputs`` cause.
-        inputs: one tensor for each placeholder; needed for ``max_error`` and ``calibrate`` only.
+        moments: what layers read, by weight and shape, where codes are chosen by it: graphs of one
+            model share it, so that a weight has the same codes in each. What is missing is found
+            by running ``inputs``. None leaves activations out.
+        inputs: one tensor for each placeholder; needed for ``max_error`` and ``moments`` only.
         refuses: why the target cannot run a node, given which of its inputs are constant; None
             if it can.
         weight_only: why the target would rather not quantise what a layer with coded weights
@@ -42,7 +48,7 @@ class Context:
     dtype: torch.dtype | None = None
     weights: str = "keep"
     max_error: float | None = None
-    calibrate: bool = False
+    moments: Moments | None = None
     inputs: Sequence[torch.Tensor] = ()
     refuses: Refuses = _nothing
     weight_only: Refuses = _nothing

@@ -22,7 +22,7 @@ from zoomc.kernels.weights.coded import stored_bits
 from zoomc.kernels.weights.op import ENCODE, PRUNE
 
 from .constants import is_constant
-from .context import Context, Layer, PassRecord
+from .context import Context, Layer, Moments, PassRecord
 from .ops import CONV2D, LINEAR
 from .rewrite import (
     Call,
@@ -100,8 +100,8 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
     editor = Editor(gm)
     for candidate in candidates:
         _refuse(candidate, editor, context)
-    if context.calibrate:
-        _calibrate(gm, candidates, context)
+    if context.moments is not None:
+        _calibrate(gm, candidates, context.moments, context.inputs)
     if context.max_error is not None:
         from .budget import fit
 
@@ -143,13 +143,30 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
         record.layers.append(layer)
 
 
-def _calibrate(gm: fx.GraphModule, candidates: list[Candidate], context: Context) -> None:
-    """Look at what each layer reads that may take codes of a table."""
+def _calibrate(
+    gm: fx.GraphModule,
+    candidates: list[Candidate],
+    moments: Moments,
+    inputs: Sequence[torch.Tensor],
+) -> None:
+    """Give each layer that may take codes of a table what is known of its activations.
+
+    Where something is missing, ``inputs`` are run to find it. Moments that are not finite say
+    nothing: such layers get plain codes.
+    """
     from .calibrate import grams
 
-    asking = {c.node: c for c in candidates if c.stored is None and c.ladder[0].table}
-    for node, gram in grams(gm, asking, context.inputs).items():
-        asking[node].gram = gram
+    keys = {}
+    for candidate in candidates:
+        if candidate.stored is None and candidate.ladder[0].table:
+            weight = cast("fx.Node", candidate.node.args[1])
+            keys[candidate.node] = weight_name(weight), shape(weight)
+    missing = [node for node, key in keys.items() if key not in moments]
+    for node, gram in grams(gm, missing, inputs).items() if missing else ():
+        if torch.isfinite(gram).all():
+            moments.setdefault(keys[node], gram)
+    for candidate in candidates:
+        candidate.gram = moments.get(keys.get(candidate.node, ("", ())))
 
 
 def find(gm: fx.GraphModule, asked: Encoding) -> list[Candidate]:

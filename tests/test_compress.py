@@ -54,6 +54,16 @@ def net(seed: int = 0):
     return model, (torch.randn(2, 8, 8, 8), torch.randn(2, 48))
 
 
+def test_example_inputs_choose_the_codes():
+    lost = {}
+    for calibrate in (False, True):
+        model, inputs = net()
+        want = model(*inputs)
+        zoomc.compress(model, *inputs, weights="shared:4", calibrate=calibrate)
+        lost[calibrate] = error(model(*inputs), want)
+    assert lost[True] < 0.95 * lost[False]
+
+
 def meta() -> Net:
     with torch.device("meta"):
         return Net().eval()

@@ -83,9 +83,32 @@ def test_a_layer_is_encoded_once_and_nothing_is_kept_of_it(block, monkeypatch):
 
 def test_calibrated_codes_go_through_the_compiler(block):
     model, x = block
-    got = compiled(model, weights="int4", calibrate=True, fallback="error")(x)
-    plain = compiled(model, weights="int4")(x)
+    got = compiled(model, weights="int4", fallback="error")(x)
+    plain = compiled(model, weights="int4", calibrate=False)(x)
     assert not torch.equal(got, plain) and error(got, model(x)) < 0.1
+
+
+def test_variants_share_calibrated_codes_and_new_weights_are_calibrated_anew(block):
+    model, x = block
+    with collect() as records:
+        fast = compiled(model, weights="int4", fallback="error")
+        fast(x)
+        constants = records[0].executable._constants
+        size = constants.nbytes()
+        other = torch.randn(47, 128)
+        assert error(fast(other), model(other)) < 0.1
+        assert len(records) == 2 and constants.nbytes() == size
+        with torch.no_grad():
+            model.layers[0].weight.mul_(-2)
+        assert error(fast(x), model(x)) < 0.1
+    assert len(records) == 3
+
+
+def test_a_first_call_on_nan_gets_plain_codes(block):
+    model, x = block
+    fast = compiled(model, weights="int4")
+    assert fast(torch.full_like(x, torch.nan)).isnan().all()
+    assert torch.equal(fast(x), compiled(model, weights="int4", calibrate=False)(x))
 
 
 def test_changed_weights_are_encoded_again(block):

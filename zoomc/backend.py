@@ -73,6 +73,8 @@ class CompiledGraph:
         self._watch = WeightWatch(list(self._weights.values()))
         self._constants = Constants(self._weight)
         self._variants: OrderedDict[Any, Variant] = OrderedDict()
+        #: What layers were seen to read: variants choose codes by the same, and so share them.
+        self._moments: passes.Moments | None = {} if options.calibrate else None
         self._lock = threading.RLock()
         _LIVE.add(self)
 
@@ -108,6 +110,9 @@ class CompiledGraph:
         same = all(w.shape == old[i].shape and w.dtype == old[i].dtype for i, w in weights.items())
         self._watch.remember(list(weights.values()))
         self._constants.forget()
+        if self._moments:  # codes were chosen by what the old weights made of the inputs
+            self._moments.clear()
+            same = False
         if not same:
             self._variants.clear()
         for variant in self._variants.values():
@@ -153,7 +158,7 @@ class CompiledGraph:
                 dtype=target.compute_dtype(_DTYPES[options.dtype], program.graph),
                 weights=options.weights,
                 max_error=options.max_error,
-                calibrate=options.calibrate,
+                moments=self._moments,
                 inputs=[args[i] for i in program.inputs],
                 refuses=target.refuses,
                 weight_only=target.weight_only,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
@@ -57,7 +58,11 @@ CODED: dict[type[nn.Module], type[Coded]] = {nn.Linear: CodedLinear, nn.Conv2d: 
 
 
 def compress(
-    model: nn.Module, *inputs: Any, weights: str | Mapping[str, str] = "int4", **kwargs: Any
+    model: nn.Module,
+    *inputs: Any,
+    weights: str | Mapping[str, str] = "int4",
+    calibrate: bool = True,
+    **kwargs: Any,
 ) -> nn.Module:
     """Replace the weights of a model's linears and convolutions by codes, in place.
 
@@ -67,10 +72,11 @@ def compress(
     Args:
         model: in eval mode, on the CPU.
         *inputs: example inputs; one run with them finds the first and last convolution and the
-            layers that see one row a picture, which take int8. Without any, order of definition
-            tells the ends.
+            layers that see one row a picture, which take int8, and what codes are chosen by.
+            Without any, order of definition tells the ends.
         weights: an encoding for every layer, as the option ``weights`` spells it, or one by name
             of weight (``{"mid.conv.weight": "int8"}``); layers not named are kept.
+        calibrate: choose codes of a table by what the layers read in that run.
         **kwargs: example inputs by name.
 
     Returns:
@@ -81,14 +87,31 @@ def compress(
         NonFiniteWeightError: a weight holds NaN or infinity; layers before it are compressed.
     """
     layers = {name: module for name, module in model.named_modules() if _encodable(module)}
+    seen = _watch(model, layers, calibrate, inputs, kwargs) if inputs or kwargs else None
     if isinstance(weights, str):
-        chosen = _choose(model, layers, Encoding.parse(weights), inputs, kwargs)
+        chosen = _choose(layers, Encoding.parse(weights), seen)
     else:
         by_name = {k.removesuffix(".weight"): Encoding.parse(v) for k, v in weights.items()}
         chosen = {name: by_name[name] for name in layers if name in by_name}
     for family in _families(layers, chosen):
-        _encode_family([layers[name] for name in family], chosen[family[0]])
+        grams = [seen.grams.pop(name) for name in family if name in seen.grams] if seen else []
+        _encode_family([layers[name] for name in family], chosen[family[0]], grams)
     return model
+
+
+@dataclass
+class _Seen:
+    """What one run showed.
+
+    Attributes:
+        order: layers as they ran.
+        few: linears that see a row a picture.
+        grams: second moments of what layers read, where asked for and finite.
+    """
+
+    order: list[str]
+    few: set[str]
+    grams: dict[str, torch.Tensor]
 
 
 def _encodable(module: nn.Module) -> TypeGuard[Layer]:
@@ -96,17 +119,10 @@ def _encodable(module: nn.Module) -> TypeGuard[Layer]:
 
 
 def _choose(
-    model: nn.Module,
-    layers: Mapping[str, Layer],
-    asked: Encoding,
-    inputs: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    layers: Mapping[str, Layer], asked: Encoding, seen: _Seen | None
 ) -> dict[str, Encoding]:
     """An encoding for every layer that takes one."""
-    order = list(layers)
-    few: set[str] = set()
-    if inputs or kwargs:
-        order, few = _watch(model, layers, inputs, kwargs)
+    order, few = (seen.order, seen.few) if seen else (list(layers), set())
     convs = [name for name in order if isinstance(layers[name], nn.Conv2d)]
     gentle = few | {*convs[:1], *convs[-1:]}
     chosen = {}
@@ -122,15 +138,18 @@ def _choose(
 def _watch(
     model: nn.Module,
     layers: Mapping[str, Layer],
+    calibrate: bool,
     inputs: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> tuple[list[str], set[str]]:
-    """The layers in the order they run, and the linears that see a row a picture."""
+) -> _Seen:
+    """Run the model and look at its layers."""
+    from .passes.calibrate import gram
     from .passes.encode import row_a_picture
 
     order: dict[str, None] = {}
     pictures: set[int] = set()
     read: dict[str, torch.Size] = {}
+    grams: dict[str, torch.Tensor] = {}
 
     def seen(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -139,6 +158,11 @@ def _watch(
                 read[name] = args[0].shape
             else:
                 pictures.add(args[0].shape[0])
+            if calibrate and getattr(module, "groups", 1) == 1:
+                channels_last = args[0] if isinstance(module, nn.Linear) else args[0].movedim(1, -1)
+                moments = gram(channels_last)
+                if torch.isfinite(moments).all():
+                    grams[name] = moments
 
         return hook
 
@@ -149,7 +173,8 @@ def _watch(
     finally:
         for handle in handles:
             handle.remove()
-    return list(order), {n for n, size in read.items() if row_a_picture(size, pictures)}
+    few = {n for n, size in read.items() if row_a_picture(size, pictures)}
+    return _Seen(list(order), few, grams)
 
 
 def _families(layers: Mapping[str, Layer], chosen: Mapping[str, Encoding]) -> list[list[str]]:
@@ -167,11 +192,16 @@ def _families(layers: Mapping[str, Layer], chosen: Mapping[str, Encoding]) -> li
     return list(families.values())
 
 
-def _encode_family(family: list[Layer], encoding: Encoding) -> None:
-    """Encode the weights of some layers through one table, and drop them."""
+def _encode_family(family: list[Layer], encoding: Encoding, grams: list[torch.Tensor]) -> None:
+    """Encode the weights of some layers through one table, and drop them.
+
+    ``grams`` are the moments of what was seen of the layers. Siblings mostly read the same; those
+    that do not are encoded by the mean.
+    """
+    gram = torch.stack(grams).mean(dim=0) if grams and encoding.table else None
     with torch.no_grad():
         weight = torch.cat([m.weight for m in family]) if len(family) > 1 else family[0].weight
-        coded = encode(weight.detach(), encoding)
+        coded = encode(weight.detach(), encoding, gram=gram)
     sizes = [len(module.weight) for module in family]
     nothing = torch.empty(0, dtype=torch.int8)
     groups = nothing if coded.group_scale is None else coded.group_scale

@@ -124,10 +124,10 @@ class Options:
         " error measured on the first call's inputs is within it",
     )
     calibrate: bool = _option(
-        False,
+        True,
         _flag,
         "choose 2- to 8-bit codes of a table by the activations of the first call's inputs: less"
-        " error, a longer compilation",
+        " error, a somewhat longer compilation",
     )
     activations: str = _option(
         "auto",

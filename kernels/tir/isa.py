@@ -52,7 +52,7 @@ class Isa:
     @property
     def target(self) -> dict[str, object]:
         """The TVM target, in the form :class:`tvm.target.Target` takes."""
-        attrs = {"kind": "llvm", "mcpu": self.mcpu}
+        attrs = {"kind": "llvm", "mcpu": self.mcpu, "jit": "mcjit"}
         if self.neon:
             attrs["mtriple"] = "aarch64-linux-gnu"
         return attrs | ({"mattr": self.features.split(",")} if self.features else {})

@@ -7,6 +7,8 @@ a linear, and all groups, taps and output channels go through the same 64 steps 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .tables import Table
@@ -28,6 +30,15 @@ def inverse_factor(gram: torch.Tensor) -> torch.Tensor:
     extra = torch.where(mean <= 0, 1.0, extra)
     inverse = torch.linalg.inv(moments + torch.diag_embed(extra))
     return torch.linalg.cholesky((inverse + inverse.mT) / 2, upper=True).float()
+
+
+def rounding(table: Table) -> Callable[..., torch.Tensor]:
+    """:func:`compensated`, or the same compiled where TVM is installed and knows the CPU."""
+    try:
+        from . import compensate_tir
+    except ImportError:
+        return compensated
+    return compensate_tir.compensated if compensate_tir.available(table) else compensated
 
 
 def compensated(

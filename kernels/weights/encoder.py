@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from ..integer import GROUP
 from .coded import Coded
-from .compensate import compensated, inverse_factor
+from .compensate import inverse_factor, rounding
 from .curves import largest_of
 from .encoding import Encoding, NonFiniteWeightError
 from .fit import fit_table
@@ -85,11 +86,14 @@ def _encode(
     codes = torch.empty(out, channels, runs, dtype=torch.uint8)
     group_scale = torch.empty(out, -(-channels // GROUP), runs, dtype=torch.int8)
     channel_scale = torch.empty(out)
-    for rows in _row_blocks(taps):
+
+    def block(rows: slice) -> None:
         x = _grouped(taps[rows])
         code, scale, channel = _encode_block(x, table, importance, inverse)
         codes[rows] = code.permute(2, 1, 0, 3).reshape(code.shape[2], -1, runs)[:, :channels]
         group_scale[rows], channel_scale[rows] = scale, channel
+
+    _side_by_side(block, _row_blocks(taps))
     shape = (out, group_scale.shape[1], *weight.shape[2:])
     return Coded(codes.view(weight.shape), table.values, group_scale.view(shape), channel_scale)
 
@@ -107,7 +111,7 @@ def _encode_block(
     x.div_(largest)  # squares of very large and very small weights stay in range
     group_scale, channel_scale = choose_scales(x, table, importance, sizes / largest)
     if inverse is not None:
-        codes = compensated(x, group_scale * channel_scale, table, inverse)
+        codes = rounding(table)(x, group_scale * channel_scale, table, inverse)
     else:
         codes, values = table.nearest(x, group_scale * channel_scale)
         channel_scale = refit(x, values, group_scale, channel_scale, importance)
@@ -159,6 +163,27 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _side_by_side(work: Callable[[slice], None], blocks: Iterator[slice]) -> None:
+    """Do blocks on as many threads as torch has, each alone: they need not wait for each other."""
+    threads = torch.get_num_threads()
+
+    def alone(rows: slice) -> None:
+        torch.set_num_threads(1)  # this thread's alone
+        with torch.no_grad():
+            work(rows)
+
+    if threads == 1:
+        for rows in blocks:
+            work(rows)
+        return
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(alone, blocks):
+                pass
     finally:
         torch.set_num_threads(threads)
 

@@ -15,11 +15,19 @@ from .pruning import prune
 def _encode(
     weight: torch.Tensor, encoding: str, gram: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    coded = encode(weight, Encoding.parse(encoding), gram=gram)
+    device = weight.device
+    # Codes are found on the CPU, wherever they are used.
+    moments = None if gram is None else gram.cpu()
+    coded = encode(weight.cpu(), Encoding.parse(encoding), gram=moments)
     nothing = torch.empty(0, dtype=torch.int8)
     table = nothing if coded.table is None else coded.table.clone()
     scale = nothing.clone() if coded.group_scale is None else coded.group_scale
-    return coded.codes, table, scale, coded.channel_scale
+    return (
+        coded.codes.to(device),
+        table.to(device),
+        scale.to(device),
+        coded.channel_scale.to(device),
+    )
 
 
 def _encode_fake(

@@ -280,13 +280,14 @@ def test_calibration_loses_less():
     x = (torch.randn(2, 8, 16, 16),)
     lost = {}
     for calibrate in (False, True):
-        gm, inputs, want, record = coded(Norms().eval(), "shared:4", x, calibrate=calibrate)
+        moments = {} if calibrate else None
+        gm, inputs, want, record = coded(Norms().eval(), "shared:4", x, moments=moments)
         assert_meta_is_true(gm)
         lost[calibrate] = error(outputs(gm, inputs), want)
         assert encodings(record)["shared:4"] == 1 or encodings(record)["shared:4"] == 2
     assert lost[True] < 0.95 * lost[False]
     gm, inputs, want, record = coded(
-        Norms().eval(), "shared:4", x, calibrate=True, max_error=lost[True] / 2
+        Norms().eval(), "shared:4", x, moments={}, max_error=lost[True] / 2
     )
     assert error(outputs(gm, inputs), want) <= lost[True] / 2 * 1.001
 

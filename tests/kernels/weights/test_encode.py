@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from zoomc.kernels.integer import GROUP
-from zoomc.kernels.weights import Coded, Encoding, bits, decode, encode, pack, unpack
+from zoomc.kernels.weights import Coded, Encoding, bits, decode, encode, encoder, pack, unpack
 from zoomc.kernels.weights import encode as encode_function
 from zoomc.kernels.weights.coded import stored_bits
 from zoomc.kernels.weights.encoding import EncodingError, NonFiniteWeightError
@@ -166,6 +166,24 @@ def test_errors_are_made_good_by_channels_that_go_together(spelling):
     by_tap = decode(encode(conv, encoding, gram=gram))
     got, want = (torch.einsum("nc,ockl->nokl", x, w) for w in (by_tap, conv))
     assert relative(got, want) < 0.94 * plain
+
+
+def test_codes_do_not_depend_on_how_many_threads_find_them(monkeypatch):
+    monkeypatch.setattr(encoder, "_ALONE", 0)
+    monkeypatch.setattr(encoder, "BLOCK", 1 << 12)
+    weight = normal((90, 150))
+    gram = channels_that_go_together((500, 150))[1]
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            found.append(encode(weight, Encoding("int4"), gram=gram))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0].codes, found[1].codes)
+    assert torch.equal(found[0].channel_scale, found[1].channel_scale)
 
 
 def test_channels_that_never_fire_and_groups_without_any():
