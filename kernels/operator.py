@@ -41,16 +41,21 @@ def declare(
 
 
 def operator(
-    schema: str, flops: Callable[[Mapping[str, Any]], int]
+    schema: str,
+    flops: Callable[[Mapping[str, Any]], int],
+    fake: Callable[..., torch.Tensor] | None = None,
 ) -> Callable[[Callable[..., torch.Tensor]], torch._ops.OpOverload]:
     """Declare ``zoomc::<schema>`` with the decorated function as its reference.
 
     The reference must return a fresh contiguous tensor: operators are functional and their
     results are dense, so that a target may store them as it likes.
+
+    ``fake`` gives the result's shape and dtype on fake tensors, where running the reference for
+    that would take long.
     """
 
     def register(reference: Callable[..., torch.Tensor]) -> torch._ops.OpOverload:
-        op = declare(schema, reference, reference)
+        op = declare(schema, reference, fake or reference)
         name = f"zoomc::{schema.partition('(')[0]}"
         OPERATORS[name] = Operator(name, op, reference, flops)
         return op

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 from zoomc.kernels import integer
-from zoomc.kernels.weights import Encoding, encode, prune
 
 from .validate import relative_error
-
-if TYPE_CHECKING:
-    from .encode import Candidate
 
 #: Runs of the whole graph that the search may take after the first two.
 RUNS = 8
 
-Weight = tuple[torch.Tensor, dict[str, Any]]
+
+class Ladder(Protocol):
+    """A node that could be computed less exactly, on rungs of ever more bits.
+
+    Attributes:
+        node: the node.
+        level: the rung taken.
+        errors: the node's own error on each rung, where measured. The last rung has none.
+    """
+
+    node: fx.Node
+    level: int
+    errors: list[float]
+
+    @property
+    def ladder(self) -> Sequence[object]:
+        """The rungs."""
+
+    def bits(self, level: int) -> int:
+        """What a rung costs."""
+
+    def run(
+        self, level: int, args: Sequence[Any], kwargs: Mapping[str, Any], memo: dict[Any, Any]
+    ) -> torch.Tensor:
+        """Run the node on a rung; ``memo`` is kept from run to run."""
 
 
 def fit(
     gm: fx.GraphModule,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Ladder],
     budget: float,
     inputs: Sequence[torch.Tensor],
 ) -> float:
@@ -33,8 +53,8 @@ def fit(
     One run of the graph measures what each layer loses by itself on each rung of its ladder, on
     the very activations it sees. Steps up the ladder are then ordered by what they win for each
     bit they cost, and runs of the whole graph find how many of them it takes, guided by the sum
-    of the squares of the errors that are left. With all steps taken every weight is kept, so a
-    way within the budget always exists.
+    of the squares of the errors that are left. With all steps taken nothing is lost, so a way
+    within the budget always exists.
 
     Args:
         gm: the graph, weights not yet encoded.
@@ -47,31 +67,24 @@ def fit(
     """
     gm.recompile()
     by_node = {candidate.node: candidate for candidate in candidates}
-    weights = _Weights()
+    memo: dict[Any, Any] = {}
 
-    def measure(node: fx.Node, weight: torch.Tensor, call: Call) -> torch.Tensor:
-        candidate = by_node[node]
-        kept = call(weight, {})
-        candidate.errors = [
-            relative_error(call(*weights.coded(candidate, weight, rung)), kept)
-            if rung != Encoding("keep")
-            else 0.0
-            for rung in candidate.ladder
-        ]
+    def measure(candidate: Ladder, run: Run) -> torch.Tensor:
+        last = len(candidate.ladder) - 1
+        kept = run(last)
+        candidate.errors = [relative_error(run(level), kept) for level in range(last)] + [0.0]
         return kept
 
+    def outputs(at_layer: Callable[[Ladder, Run], torch.Tensor]) -> list[torch.Tensor]:
+        return _Layers(gm, by_node, at_layer, memo).outputs(inputs)
+
     with integer.sums_in(torch.float32):
-        wanted = _Layers(gm, set(by_node), measure).outputs(inputs)
+        wanted = outputs(measure)
         steps = _steps(candidates)
 
         def error_after(count: int) -> float:
             _take(candidates, steps[:count])
-
-            def run(node: fx.Node, weight: torch.Tensor, call: Call) -> torch.Tensor:
-                candidate = by_node[node]
-                return call(*weights.coded(candidate, weight, candidate.encoding))
-
-            found = _Layers(gm, set(by_node), run).outputs(inputs)
+            found = outputs(lambda candidate, run: run(candidate.level))
             return max(map(relative_error, found, wanted), default=0.0)
 
         count, error = _fewest(candidates, steps, budget, error_after)
@@ -79,8 +92,8 @@ def fit(
     return error
 
 
-#: Runs a layer on another weight: takes the weight and the arguments that go with it.
-Call = Callable[[torch.Tensor, dict[str, Any]], torch.Tensor]
+#: Runs a layer on a rung.
+Run = Callable[[int], torch.Tensor]
 
 
 class _Layers(fx.Interpreter):
@@ -89,23 +102,22 @@ class _Layers(fx.Interpreter):
     def __init__(
         self,
         gm: fx.GraphModule,
-        layers: set[fx.Node],
-        at_layer: Callable[[fx.Node, torch.Tensor, Call], torch.Tensor],
+        layers: Mapping[fx.Node, Ladder],
+        at_layer: Callable[[Ladder, Run], torch.Tensor],
+        memo: dict[Any, Any],
     ) -> None:
         super().__init__(gm)
         self._layers = layers
         self._at_layer = at_layer
+        self._memo = memo
 
     def run_node(self, n: fx.Node) -> Any:
         """A layer by the function given, anything else as it is."""
         if n not in self._layers:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-
-        def call(weight: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
-            return n.target(args[0], weight, *args[2:], **kwargs, **extra)  # type: ignore[operator,no-any-return]
-
-        return self._at_layer(n, args[1], call)
+        layer = self._layers[n]
+        return self._at_layer(layer, lambda level: layer.run(level, args, kwargs, self._memo))
 
     def outputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The graph's floating outputs."""
@@ -116,29 +128,9 @@ class _Layers(fx.Interpreter):
         return [y for y in results if isinstance(y, torch.Tensor) and y.is_floating_point()]
 
 
-class _Weights:
-    """Encoded weights, kept from run to run at a byte a weight."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[fx.Node, str], Weight] = {}
-
-    def coded(self, candidate: Candidate, weight: torch.Tensor, encoding: Encoding) -> Weight:
-        """The arguments of a layer on its weight in an encoding."""
-        if encoding.kind == "keep":
-            return (prune(weight, encoding.pruning) if encoding.pruning else weight), {}
-        key = candidate.node.args[1], str(encoding)
-        if key not in self._known:
-            coded = encode(weight, encoding, gram=candidate.gram if encoding.table else None)
-            extra: dict[str, Any] = {"channel_scale": coded.channel_scale}
-            if encoding.table:
-                extra |= {"table": coded.table, "group_scale": coded.group_scale}
-            self._known[key] = coded.codes, extra  # type: ignore[index]
-        return self._known[key]  # type: ignore[index]
-
-
-def _steps(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _steps(candidates: Sequence[Ladder]) -> list[Ladder]:
     """Whose turn it is to climb one rung, the best bargain first."""
-    bargains: list[tuple[float, int, Candidate]] = []
+    bargains: list[tuple[float, int, Ladder]] = []
     for order, candidate in enumerate(candidates):
         worth = math.inf
         for level in range(len(candidate.ladder) - 1):
@@ -149,7 +141,7 @@ def _steps(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [candidate for _, _, candidate in sorted(bargains, key=lambda b: b[:2])]
 
 
-def _take(candidates: Sequence[Candidate], steps: Sequence[Candidate]) -> None:
+def _take(candidates: Sequence[Ladder], steps: Sequence[Ladder]) -> None:
     for candidate in candidates:
         candidate.level = 0
     for candidate in steps:
@@ -157,8 +149,8 @@ def _take(candidates: Sequence[Candidate], steps: Sequence[Candidate]) -> None:
 
 
 def _fewest(
-    candidates: Sequence[Candidate],
-    steps: Sequence[Candidate],
+    candidates: Sequence[Ladder],
+    steps: Sequence[Ladder],
     budget: float,
     error_after: Callable[[int], float],
 ) -> tuple[int, float]:

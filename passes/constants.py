@@ -42,3 +42,8 @@ def mark_constants(gm: fx.GraphModule) -> None:
     constant = constant_nodes(gm)
     for node in gm.graph.nodes:
         node.meta["constant"] = node in constant
+
+
+def constant_inputs(node: fx.Node) -> set[fx.Node]:
+    """Which of a node's inputs depend on weights alone."""
+    return {n for n in node.all_input_nodes if is_constant(n)}

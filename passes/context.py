@@ -12,9 +12,15 @@ from torch import fx
 #: Says of a node, and the set of its constant inputs, why the target will not have it as it is.
 Refuses = Callable[[fx.Node, set[fx.Node]], str | None]
 
-
 #: Second moments of what products read, by the name of their weight and its shape.
 Moments = dict[tuple[str, tuple[int, ...]], torch.Tensor]
+
+#: Says of such a node what it is expected to take, in units of its operator's.
+Cost = Callable[[fx.Node, set[fx.Node]], float]
+
+
+def _costs_nothing(_: fx.Node, __: set[fx.Node]) -> float:
+    return 0.0
 
 
 def _nothing(_: fx.Node, __: set[fx.Node]) -> str | None:
@@ -28,8 +34,9 @@ class Context:
     Attributes:
         dtype: floating type to compute in; None keeps the model's own.
         weights: how weights are stored, as :class:`zoomc.kernels.weights.Encoding` spells it.
+        attention: what attention multiplies, as :data:`.precision.CHOICES` spells it.
         max_error: relative error of the outputs (2-norm, the worst of them) on ``inputs`` that
-            the encoding may cause; None means any.
+            the encoding and attention may cause; None means any.
         moments: what layers read, by weight and shape, where codes are chosen by it: graphs of one
             model share it, so that a weight has the same codes in each. What is missing is found
             by running ``inputs``. None leaves activations out.
@@ -38,6 +45,7 @@ class Context:
             if it can.
         weight_only: why the target would rather not quantise what a layer with coded weights
             reads; None where it would.
+        cost: what a node is expected to take; infinity where the target refuses it.
         fuel: how many rewrites may still happen; None means no limit. Counted down, so a wrong
             result can be bisected to the one rewrite that causes it.
         dump: folder that receives the graph's text after every pass.
@@ -47,11 +55,13 @@ class Context:
 
     dtype: torch.dtype | None = None
     weights: str = "keep"
+    attention: str = "keep"
     max_error: float | None = None
     moments: Moments | None = None
     inputs: Sequence[torch.Tensor] = ()
     refuses: Refuses = _nothing
     weight_only: Refuses = _nothing
+    cost: Cost = _costs_nothing
     fuel: int | None = None
     dump: Path | None = None
     validate: Callable[[fx.GraphModule], float] | None = None
@@ -93,6 +103,25 @@ class Layer:
     errors: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Attention:
+    """What one attention multiplies.
+
+    Attributes:
+        node: in the graph.
+        shape: batch, heads, queries, keys and size of a head.
+        arithmetic: as :data:`zoomc.kernels.attention.op.ARITHMETICS` spells it.
+        reason: why it is not the one asked for; else empty.
+        error: its own relative error on the measured inputs, if measured.
+    """
+
+    node: str
+    shape: tuple[int, int, int, int, int]
+    arithmetic: str
+    reason: str = ""
+    error: float | None = None
+
+
 @dataclass
 class PassRecord:
     """What one pass did.
@@ -104,7 +133,8 @@ class PassRecord:
         nodes: left in the graph.
         error: of the graph after it, if validated.
         layers: how weights are stored, after the pass that encodes them.
-        measured: the error that this causes, where a budget was given.
+        attentions: what each attention multiplies, after the same pass.
+        measured: the error that both cause, where a budget was given.
     """
 
     name: str
@@ -113,6 +143,7 @@ class PassRecord:
     nodes: int = 0
     error: float | None = None
     layers: list[Layer] = field(default_factory=list)
+    attentions: list[Attention] = field(default_factory=list)
     measured: float | None = None
 
     def hit(self, rule: str) -> None:

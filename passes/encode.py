@@ -9,19 +9,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from zoomc.kernels.integer import LONGEST
-from zoomc.kernels.weights import Encoding
+from zoomc.kernels.weights import Encoding, encode, prune
 from zoomc.kernels.weights.coded import stored_bits
 from zoomc.kernels.weights.op import ENCODE, PRUNE
 
-from .constants import is_constant
+from . import precision
+from .constants import constant_inputs, is_constant
 from .context import Context, Layer, Moments, PassRecord
 from .ops import CONV2D, LINEAR
 from .rewrite import (
@@ -78,6 +79,25 @@ class Candidate:
         """The rung taken."""
         return self.ladder[self.level]
 
+    def run(
+        self, level: int, args: Sequence[Any], kwargs: Mapping[str, Any], memo: dict[Any, Any]
+    ) -> torch.Tensor:
+        """Run the layer on a rung; ``memo`` keeps encoded weights, at a byte a weight."""
+        weight, encoding = args[1], self.ladder[level]
+        extra: dict[str, Any] = {}
+        if encoding.kind == "keep":
+            weight = prune(weight, encoding.pruning) if encoding.pruning else weight
+        else:
+            key = self.node.args[1], str(encoding)
+            if key not in memo:
+                memo[key] = encode(weight, encoding, gram=self.gram if encoding.table else None)
+            coded = memo[key]
+            weight, extra["channel_scale"] = coded.codes, coded.channel_scale
+            if encoding.table:
+                extra |= {"table": coded.table, "group_scale": coded.group_scale}
+        op = cast("Op", self.node.target)
+        return op(args[0], weight, *args[2:], **kwargs, **extra)  # type: ignore[no-any-return]
+
     def bits(self, level: int) -> int:
         """What the weight takes to store on a rung."""
         weight = self.node.args[1]
@@ -88,8 +108,8 @@ class Candidate:
 def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> None:
     """Give every layer the encoding asked for, or the nearest it and the target can bear.
 
-    With ``context.max_error``, layers then climb to more bits until the measured error is within
-    it; see :mod:`.budget`.
+    What attention multiplies is chosen beside; see :mod:`.precision`. With ``context.max_error``,
+    both then climb to more bits until the measured error is within it; see :mod:`.budget`.
     """
     asked = Encoding.parse(context.weights)
     candidates = find(gm, asked)
@@ -98,6 +118,7 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
     if asked == KEEP or compressed:
         candidates = compressed
     editor = Editor(gm)
+    attentions = precision.find(gm, context)
     for candidate in candidates:
         _refuse(candidate, editor, context)
     if context.moments is not None:
@@ -106,7 +127,8 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
         from .budget import fit
 
         free = [c for c in candidates if c.stored is None]
-        record.measured = fit(gm, free, context.max_error, context.inputs)
+        record.measured = fit(gm, [*free, *attentions], context.max_error, context.inputs)
+    precision.settle(attentions, editor, context, record)
     coded: dict[tuple[fx.Node, str], dict[str, Value]] = {}
     memo: dict[Call, fx.Node] = {}
     for candidate in candidates:
@@ -130,7 +152,7 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
                 gram = _attribute(gm, candidate, node) if encoding.table else None
                 coded[key] = _coded(candidate, encoding, gram)
             new = editor.insert(_with(node, coded[key]), node, memo)
-            why = context.weight_only(new, constant_nodes_of(new)) or ""
+            why = context.weight_only(new, constant_inputs(new)) or ""
             if why:
                 quantised = new
                 new = editor.insert(_with(node, coded[key] | {"weight_only": True}), node, memo)
@@ -245,18 +267,13 @@ def _refuse(candidate: Candidate, editor: Editor, context: Context) -> None:
             ladder.append(encoding)
             continue
         trial = editor.insert(_with(node, _coded(candidate, encoding)), node)
-        reason = context.refuses(trial, constant_nodes_of(trial))
+        reason = context.refuses(trial, constant_inputs(trial))
         editor.erase_dead(trial)
         if reason is None:
             ladder.append(encoding)
         elif not candidate.reason:
             candidate.reason = f"the target cannot run {encoding}: {reason}"
     candidate.ladder = ladder
-
-
-def constant_nodes_of(node: fx.Node) -> set[fx.Node]:
-    """Which of a node's inputs depend on weights alone."""
-    return {n for n in node.all_input_nodes if is_constant(n)}
 
 
 def _attribute(gm: fx.GraphModule, candidate: Candidate, before: fx.Node) -> fx.Node | None:

@@ -70,6 +70,10 @@ class Target(Protocol):
         """Why what a layer with coded weights reads had better not be quantised; None if it had."""
         ...
 
+    def cost(self, node: fx.Node, constant: set[fx.Node]) -> float:
+        """What a node is expected to take, in units of its operator's; infinity if refused."""
+        ...
+
     def compile(self, gm: fx.GraphModule, constants: Constants) -> Executable:
         """Lower and build ``gm``; ``constants`` evaluates and packs what depends on weights."""
         ...

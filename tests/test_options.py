@@ -29,7 +29,7 @@ def test_unknown_option_names_the_nearest():
 
 
 def test_unknown_option_unlike_any_lists_them_all():
-    with pytest.raises(UnknownOptionError, match="known: activations, calibrate, cuda_graph"):
+    with pytest.raises(UnknownOptionError, match="known: activations, attention, calibrate"):
         Options.resolve(options={"zzzzzz": 1})
 
 
@@ -40,6 +40,7 @@ def test_unknown_option_unlike_any_lists_them_all():
         ("target", "gpu!"),
         ("weights", "int5"),
         ("isa", "sse"),
+        ("attention", "fp8"),
         ("threads", -1),
         ("threads", "many"),
         ("threads", True),

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from zoomc.kernels.tir.isa import isa, supported
 from zoomc.kernels.weights import encoder
 
 import zoomc
@@ -172,6 +173,35 @@ def test_explain_shows_encodings_reasons_and_bytes():
     text = str(report)
     megabytes = sum(layer["bits"] for layer in graph["layers"]) / 8e6
     assert f"encodings    {megabytes:.1f} MB in 4 layers" in text and "a row a picture" in text
+
+
+class Attends(nn.Module):
+    """A layer and attention over what it makes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(64, 3 * 64)
+
+    def forward(self, x):
+        q, k, v = self.layer(x).unflatten(-1, (3, 2, 32)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return y.transpose(1, 2).flatten(2)
+
+
+def test_explain_shows_what_attention_multiplies():
+    model, x = Attends().eval().requires_grad_(False), torch.randn(2, 50, 64)
+    fast = next((p for p in ("amx", "avx512", "avx2") if p in supported() and isa(p).vnni), None)
+    taken = {"amx": "bf16", None: "keep"}.get(fast, "int8")
+    options = {"weights": "int4", "isa": fast or "portable", "max_error": 0.9, "fallback": "error"}
+    report = zoomc.explain(model, x, options=options)
+    (graph,) = report.to_dict()["graphs"]
+    (attention,) = graph["attentions"]
+    assert attention["arithmetic"] == taken and attention["shape"] == (2, 2, 50, 50, 32)
+    assert report.error < 0.2
+    text = str(report)
+    assert "attention    1 calls" in text and f"      1  {taken}" in text
+    assert f"{attention['error']:.2e}  {attention['node']} (2, 2, 50, 50, 32)" in text
 
 
 def test_by_default_weights_take_four_bits(block, monkeypatch):

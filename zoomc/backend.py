@@ -157,11 +157,13 @@ class CompiledGraph:
             context = passes.Context(
                 dtype=target.compute_dtype(_DTYPES[options.dtype], program.graph),
                 weights=options.weights,
+                attention=options.attention,
                 max_error=options.max_error,
                 moments=self._moments,
                 inputs=[args[i] for i in program.inputs],
                 refuses=target.refuses,
                 weight_only=target.weight_only,
+                cost=target.cost,
                 fuel=None if options.fuel < 0 else options.fuel,
                 dump=Path(options.dump) if options.dump else None,
                 validate=passes.Validator([args[i] for i in program.inputs])

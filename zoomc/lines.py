@@ -47,7 +47,9 @@ def summary(graph: Mapping[str, Any]) -> list[str]:
     lines += [f"    {count:5d}  {rule}" for rule, count in graph["fusions"].items()] or ["    none"]
     lines.append(f"  fallbacks    {len(graph['fallbacks']) or 'none'}")
     lines += [f"    {f['node']} ({f['operator']}): {f['reason']}" for f in graph["fallbacks"]]
-    return lines + _tuning_lines(graph) + _encoding_lines(graph) + _npu_lines(graph)
+    for part in (_tuning_lines, _encoding_lines, _attention_lines, _npu_lines):
+        lines += part(graph)
+    return lines
 
 
 def _tuning_lines(graph: Mapping[str, Any]) -> list[str]:
@@ -99,6 +101,29 @@ def _encoding_lines(graph: Mapping[str, Any]) -> list[str]:
         megabytes = sum(layer["bits"] for layer in group) / 8e6
         why = f"  {reason}" if reason else ""
         lines.append(f"    {len(group):5d}  {encoding:10s} {megabytes:8.2f} MB{why}")
+    return lines
+
+
+def _attention_lines(graph: Mapping[str, Any]) -> list[str]:
+    """What attentions multiply, and why where it is not what was asked for."""
+    calls = Counter((a["arithmetic"], a["reason"]) for a in graph["attentions"])
+    if not calls:
+        return []
+    lines = [f"  attention    {len(graph['attentions'])} calls, by what is multiplied"]
+    for (arithmetic, reason), count in sorted(calls.items()):
+        lines.append(f"    {count:5d}  {arithmetic:10s}{'  ' if reason else ''}{reason}".rstrip())
+    return lines
+
+
+def attention_lines(graph: Mapping[str, Any]) -> list[str]:
+    """What each attention loses by itself, where that was measured."""
+    rows = [a for a in graph["attentions"] if a["error"] is not None]
+    if not rows:
+        return []
+    lines = ["  multiplied  own error  attention (batch, heads, queries, keys, size of a head)"]
+    for row in rows:
+        shape = tuple(row["shape"])
+        lines.append(f"  {row['arithmetic']:10s}  {row['error']:9.2e}  {row['node']} {shape}")
     return lines
 
 

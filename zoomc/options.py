@@ -117,11 +117,17 @@ class Options:
         "how weights are stored: keep = as they are; int8, int4, shared (16 values of the layer's"
         " own; shared:4, shared:256); pruned with +2:4, +50% or +blocks50%, as in int4+2:4",
     )
+    attention: str = _option(
+        "auto",
+        _choice("auto", "int8", "bf16", "keep"),
+        "what attention multiplies: int8, bf16, keep = the compute type; auto = the fastest on this"
+        " machine, unless weights are kept",
+    )
     max_error: float | None = _option(
         None,
         _fraction,
-        "relative error of the outputs that weights may cause: layers take more bits until the"
-        " error measured on the first call's inputs is within it",
+        "relative error of the outputs that weights and attention may cause: layers take more bits"
+        " until the error measured on the first call's inputs is within it",
     )
     calibrate: bool = _option(
         True,
@@ -203,7 +209,8 @@ class Options:
         for option in fields(self):
             value = option.metadata["check"](option.name, getattr(self, option.name))
             object.__setattr__(self, option.name, value)
-        if self.max_error is not None and self.weights == "keep":
+        exact = self.weights == "keep" and self.attention in ("auto", "keep")
+        if self.max_error is not None and exact:
             raise OptionValueError(
                 "max_error", self.max_error, 'effect only with weights that lose something: "int4"'
             )

@@ -74,7 +74,7 @@ class Report:
             text += lines.validation_lines(record.validation)
             # Whoever states an error wants to see who pays for it.
             if level >= 3 or graph["encoding_error"] is not None:
-                text += lines.layer_lines(graph)
+                text += lines.layer_lines(graph) + lines.attention_lines(graph)
             if level >= 2:
                 text += lines.kernel_lines(graph, notes=level >= 3)
             if level >= 3:
@@ -221,6 +221,7 @@ def _graph(record: Record) -> dict[str, Any]:
         rules.update(done.hits)
     kernels = report.get("kernels", [])
     layers = [asdict(layer) for done in passes for layer in done.layers]
+    attentions = [asdict(attention) for done in passes for attention in done.attentions]
     measured = next((done.measured for done in passes if done.measured is not None), None)
     return {
         "target": report.get("target"),
@@ -235,6 +236,7 @@ def _graph(record: Record) -> dict[str, Any]:
         "flops": sum(k["flops"] for k in kernels),
         "weight_bytes": report.get("weight_bytes", 0),
         "layers": layers,
+        "attentions": attentions,
         "encoding_error": measured,
         "activation_bytes": report.get("activation_bytes", 0),
         "npu": report.get("npu"),

@@ -58,7 +58,20 @@ class KeyBlock:
     base: Expr
 
 
-class Engine(Protocol):
+class Operands(Protocol):
+    """Queries, keys and values as an instruction path reads them."""
+
+    def begin(self, sources: tuple[Source, Source, Source], buffers: dict[str, Buffer]) -> None:
+        """Take the operands and the workspace, emit the passes over all keys and values."""
+
+    def enter(self, worker: Expr) -> None:
+        """Emit what a worker does first."""
+
+    def leave(self) -> None:
+        """Emit what a worker does last."""
+
+
+class Engine(Operands, Protocol):
     """An instruction path. Scores and outputs are transposed: a vector's lanes are queries.
 
     Attributes:
@@ -75,15 +88,6 @@ class Engine(Protocol):
 
     def scratch(self) -> dict[str, TensorSpec]:
         """Workspace by name; :meth:`begin` gets the buffers."""
-
-    def begin(self, sources: tuple[Source, Source, Source], buffers: dict[str, Buffer]) -> None:
-        """Take the operands and the workspace, emit the passes over all keys and values."""
-
-    def enter(self, worker: Expr) -> None:
-        """Emit what a worker does first."""
-
-    def leave(self) -> None:
-        """Emit what a worker does last."""
 
     def pack_query(self, task: Task) -> None:
         """Emit the transposition of a query block, its missing rows filled with anything."""
@@ -154,6 +158,7 @@ def fill(buffer: Buffer, index: list[Expr], extent: int, lanes: int, value: Expr
 __all__ = [
     "Engine",
     "KeyBlock",
+    "Operands",
     "Source",
     "Task",
     "chunks",

@@ -14,13 +14,13 @@ from tvm.tirx.script import builder as T
 from ..tir.isa import Isa
 from ..tir.kernel import STORAGE, TensorSpec
 from ..tir.memory import load, splat, store
-from .engine import Engine, KeyBlock, Source, Task, chunks, fill
+from .engine import Engine, KeyBlock, Operands, Source, Task, chunks, fill
 from .vector import BF16_HELPERS, exp2, get, largest, put, transpose
 
 Expr = Any
 Buffer = Any
 
-_LOWEST = float(torch.finfo(torch.float32).min)
+LOWEST = float(torch.finfo(torch.float32).min)
 _LOG2E = math.log2(math.e)
 # A row maximum may rise by this many octaves before its sums are rescaled: weights up to 256 lose
 # no precision in floating point, and rescaling becomes rare.
@@ -66,6 +66,7 @@ class Flash:
     def __init__(self, problem: Problem, engine: Engine, isa: Isa, precise: bool) -> None:
         self.problem = problem
         self.engine = engine
+        self.operands: Operands = engine
         self.plan = engine.plan
         self.isa = isa
         self.precise = precise
@@ -122,23 +123,23 @@ class Flash:
         self, sources: tuple[Source, Source, Source], mask: Buffer | None, out: Buffer
     ) -> None:
         p = self.plan
-        self.engine.begin(sources, self.buffers)
+        self.operands.begin(sources, self.buffers)
         with T.parallel(p.threads) as worker:
-            self.engine.enter(worker)
+            self.operands.enter(worker)
             # Neighbouring tasks go to different workers: causal blocks grow along a head.
             with T.serial((p.tasks + p.threads - 1 - worker) // p.threads) as i:
                 task_id = T.bind(i * p.threads + worker)
                 bh = T.bind(task_id // p.blocks_q)
                 q0 = T.bind(task_id % p.blocks_q * p.block_q)
                 self._task(Task(worker, bh // p.heads, bh % p.heads, bh, q0), mask, out)
-            self.engine.leave()
+            self.operands.leave()
 
     def _task(self, task: Task, mask: Buffer | None, out: Buffer) -> None:
         p, buffers = self.plan, self.buffers
         self.engine.pack_query(task)
         n = p.lanes
         zero = T.float32(0)
-        fill(buffers["peak"], [task.worker, 0], p.block_q, n, T.float32(_LOWEST))
+        fill(buffers["peak"], [task.worker, 0], p.block_q, n, T.float32(LOWEST))
         fill(buffers["total"], [task.worker, 0], p.block_q, n, zero)
         with T.serial(buffers["output"].shape[1]) as d:
             fill(buffers["output"], [task.worker, d, 0], p.block_q, n, zero)
@@ -193,7 +194,7 @@ class Flash:
             return T.Select(seen, T.float32(0), T.float32(-math.inf))
         x = T.bind(load(mask, index))
         y = T.bind(x * T.float32(_LOG2E))
-        lowest, highest = T.float32(_LOWEST), T.float32(-_LOWEST)
+        lowest, highest = T.float32(LOWEST), T.float32(-LOWEST)
         y = T.Select(T.And(y < lowest, x >= lowest), lowest, y)
         return T.bind(T.Select(T.And(y > highest, x <= highest), highest, y))
 

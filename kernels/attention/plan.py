@@ -161,6 +161,11 @@ def plan_rows(
     return Plan(batch, heads, dim, queries, keys, isa.lanes, block_q, block_k, threads)
 
 
+def plan_codes(q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa, block: int) -> Plan:
+    """Block sizes for a call in integers, whose scales fix the keys of a block."""
+    return replace(plan(q, keys, heads, dim, isa, 8, 1), block_k=block)
+
+
 def vector_width(dim: int, lanes: int) -> int:
     """The widest vector that divides a head."""
     return math.gcd(dim, lanes)

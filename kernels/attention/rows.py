@@ -27,7 +27,6 @@ from .micro_rows import PIECE, QUERIES, ROUND, SUM, apply, module, peak, unit
 from .micro_weights import FRACTION
 from .packed import CHUNK, Packing
 from .plan import Plan, vector_width
-from .tiles import PIECES
 from .vector import get, put, tile, tile_configure
 
 Expr = Any
@@ -52,10 +51,10 @@ class Rows:
 
     widest = 128
 
-    def __init__(self, problem: Problem, plan: Plan, sign: float) -> None:
+    def __init__(self, problem: Problem, plan: Plan, sign: float, words: int) -> None:
         self.problem = problem
         self.plan = plan
-        self.words = PIECES[problem.q.dtype]
+        self.words = words
         self.exact = self.words > 1
         self.strips = plan.block_q // QUERIES
         self.packing = Packing(plan, sign, self.words)

@@ -12,7 +12,6 @@ from ..tir.kernel import TensorSpec
 from ..tir.memory import splat
 from .engine import KeyBlock, Task
 from .packed import Packed
-from .plan import Plan
 from .vector import (
     dot,
     get,
@@ -52,9 +51,6 @@ class Tiles(Packed):
     """
 
     overlaps = True
-
-    def __init__(self, plan: Plan, dtype: torch.dtype, sign: float) -> None:
-        super().__init__(plan, sign, PIECES[dtype])
 
     @override
     def scratch(self) -> dict[str, TensorSpec]:

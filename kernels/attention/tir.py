@@ -9,15 +9,22 @@ import torch
 
 from ..tir.isa import Isa
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
-from ..tir.plan import chosen
+from ..tir.plan import StalePlan, chosen
 from .dot import Dot
 from .engine import Engine
 from .flash import Flash, Problem
 from .fma import Fma
+from .int8 import Int8
+from .integer import BLOCK, WIDEST
 from .micro_rows import PIECE, QUERIES
-from .plan import Blocks, Plan, plan, plan_rows
+from .plan import Blocks, Plan, plan, plan_codes, plan_rows
 from .rows import Rows
 from .tiles import PIECES, Tiles
+
+#: What the engines do on SD2's 32×32 and 64×64 attention, in GFLOP/s of two cores of an Emerald
+#: Rapids: tiles by the words of an element, the others by the lanes of a vector.
+_TILES = {1: 2200.0, 2: 900.0, 3: 470.0}
+_BY_LANE = {"Dot": 12.5, "Fma": 16.0, "Int8": 44.0}
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -41,21 +48,28 @@ def _generator(
 ) -> tuple[Plan, Flash | Rows, str, Callable[[], Iterator[Blocks]]]:
     """The path's blocks, what emits the kernel, its engine's name, and the blocks nearby."""
     q, keys = problem.q, problem.k.shape[1]
-    words = PIECES[q.dtype]
+    words = 1 if call["arithmetic"] == "bf16" else PIECES[q.dtype]
 
     def cut(blocks: Plan, unit: int, step: int) -> tuple[Plan, Callable[[], Iterator[Blocks]]]:
         blocks = blocks.using(chosen(blocks.blocks, call.plan), unit, step)
         return blocks, lambda: blocks.nearby(unit, step)
 
+    if call["arithmetic"] == "int8":
+        blocks, _ = cut(plan_codes(q, keys, heads, dim, isa, BLOCK), 2 * isa.lanes, BLOCK)
+        if blocks.block_k != BLOCK:
+            raise StalePlan(f"int8 attention takes {BLOCK} keys at a time, not {blocks.block_k}")
+        same = (b for b in blocks.nearby(blocks.strip, BLOCK) if b.keys == BLOCK)
+        return blocks, Int8(problem, blocks, sign, isa), Int8.__name__, lambda: same
     # Of several words, few keys do not repay what comes before the first step.
     worth = words == 1 or keys >= 256
     if isa.amx and worth and dim <= Rows.widest and not problem.edits_scores:
         planned = plan_rows(q, keys, heads, dim, isa, words, QUERIES)
         blocks, nearby = cut(planned, QUERIES, PIECE)
-        return blocks, Rows(problem, blocks, sign), Rows.__name__, nearby
+        return blocks, Rows(problem, blocks, sign, words), Rows.__name__, nearby
+    bf16 = isa.bf16_dot and words == 1
     if isa.amx:
-        step, nbytes = Tiles.step, 2 * PIECES[q.dtype]
-    elif isa.bf16_dot and q.dtype is torch.bfloat16:
+        step, nbytes = Tiles.step, 2 * words
+    elif bf16:
         step, nbytes = Dot.step, 2
     else:
         step, nbytes = 8, 4
@@ -63,12 +77,27 @@ def _generator(
     blocks, nearby = cut(planned, planned.strip, step)
     engine: Engine
     if isa.amx:
-        engine, precise = Tiles(blocks, q.dtype, sign), q.dtype is not torch.bfloat16
-    elif isa.bf16_dot and q.dtype is torch.bfloat16:
-        engine, precise = Dot(blocks, sign), False
+        engine = Tiles(blocks, sign, words)
+    elif bf16:
+        engine = Dot(blocks, sign)
     else:
-        engine, precise = Fma(blocks, q.dtype, sign, isa.registers), True
+        engine = Fma(blocks, q.dtype, sign, isa.registers)
+    precise = not bf16
     return blocks, Flash(problem, engine, isa, precise), type(engine).__name__, nearby
+
+
+def _check(arithmetic: str, dim: int, edits_scores: bool, isa: Isa) -> None:
+    """Refuse arithmetic that the path has no instructions for."""
+    if arithmetic == "bf16" and not isa.bf16_dot:
+        raise Unsupported(f"attention in bf16: the path {isa.name!r} has no bf16 products")
+    if arithmetic != "int8":
+        return
+    if not isa.vnni:
+        raise Unsupported("attention in int8: this CPU multiplies no bytes (VNNI)")
+    if edits_scores:
+        raise Unsupported("attention in int8 under a mask")
+    if dim > WIDEST:
+        raise Unsupported(f"attention in int8 with heads of {dim}; the widest are {WIDEST}")
 
 
 @lowers("zoomc::attention")
@@ -76,7 +105,8 @@ def attention(call: Call, isa: Isa) -> Kernel:
     """Flash attention on the best engine the path has for the dtype.
 
     Raises:
-        Unsupported: mixed or other dtypes, an empty operand, a mask that does not broadcast.
+        Unsupported: mixed or other dtypes, an empty operand, a mask that does not broadcast, an
+            arithmetic that the path does not have.
     """
     values = (call["q"], call["k"], call["v"])
     q, k, v = (value.spec for value in values)
@@ -95,18 +125,23 @@ def attention(call: Call, isa: Isa) -> Kernel:
     sign = math.copysign(1.0, scale) if scale else 0.0
     factor = (abs(scale) or 1.0) * math.log2(math.e)
     problem = Problem(q, k, v, call.out, mask, tuple(call["offsets"]), factor, bool(call["causal"]))
+    _check(call["arithmetic"], dim, problem.edits_scores, isa)
     blocks, generator, engine, nearby = _generator(call, problem, heads, dim, sign, isa)
+    flops = 4 * batch * heads * queries * keys * dim
+    words = 1 if call["arithmetic"] == "bf16" else PIECES[q.dtype]
+    rate = _BY_LANE[engine] * isa.lanes if engine in _BY_LANE else _TILES[words]
     operands = tuple(Operand((value,)) for value in values)
     if mask is not None:
         operands += (Operand((call["mask"],)),)
     return Kernel(
         name="attention",
-        key=("attention", isa.name, engine, problem, blocks, sign),
+        key=("attention", isa.name, engine, call["arithmetic"], problem, blocks, sign),
         build=generator.build,
         operands=operands,
         out=call.out,
         scratch=tuple(generator.scratch().values()),
-        flops=4 * batch * heads * queries * keys * dim,
+        flops=flops,
+        cost=flops / rate,
         notes={"engine": engine, "queries": blocks.block_q, "keys": blocks.block_k},
         plan=blocks.blocks,
         nearby=nearby,

@@ -36,9 +36,11 @@ def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
     """One launch, the choice of block sizes.
 
     Raises:
-        Unsupported: dtypes other than fp32, fp16, bf16, or mixed; heads wider than 512; a mask
-            that does not broadcast to the scores; an empty tensor.
+        Unsupported: dtypes other than fp32, fp16, bf16, or mixed; heads wider than 512; another
+            arithmetic; a mask that does not broadcast to the scores; an empty tensor.
     """
+    if call["arithmetic"] != "keep":
+        raise Unsupported(f"attention in {call['arithmetic']}")
     names = ("q", "k", "v")
     specs: list[TensorSpec] = [call[n].spec for n in names]
     q, k, _ = specs

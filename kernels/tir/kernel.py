@@ -134,6 +134,7 @@ class Kernel:
         out: the result.
         scratch: workspace, planned by the graph's memory planner.
         flops: multiplies and adds.
+        cost: what it is expected to take, in units of its family: to choose between arithmetics.
         notes: choices worth explaining (tiles, path, ...).
         plan: the choices tuning may change, a dataclass of plain values; None where there are none.
         nearby: plans that differ from ``plan`` in one choice, all for the same result but for
@@ -147,6 +148,7 @@ class Kernel:
     out: TensorSpec
     scratch: tuple[TensorSpec, ...] = ()
     flops: int = 0
+    cost: float = 0.0
     notes: Mapping[str, Any] = field(default_factory=dict)
     plan: Any = None
     nearby: Callable[[], Iterable[Any]] = tuple

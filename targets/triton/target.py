@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -84,6 +85,13 @@ class TritonTarget:
             return weight_only(as_call(node, constant), self.gpu)
         except Unsupported:
             return None
+
+    def cost(self, node: fx.Node, constant: set[fx.Node]) -> float:
+        """Seconds a node is expected to take; infinity if refused."""
+        from .plan import choices
+
+        found = choices(node, constant, self.gpu)
+        return math.inf if isinstance(found, str) else found[0].seconds
 
     def compile(self, gm: fx.GraphModule, constants: Constants) -> Any:
         """Plan, generate, build and bind ``gm``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -65,17 +66,26 @@ class CpuTarget:
             asked = torch.float16
         return torch.float32 if asked is torch.float16 else asked
 
-    def refuses(self, node: fx.Node, constant: set[fx.Node]) -> str | None:
-        """Why a node cannot be lowered, given which of its inputs are constant; None if it can."""
+    def _lowered(self, node: fx.Node, constant: set[fx.Node]) -> Kernel | str:
+        """The kernel of a node, or why there is none."""
         from .plan import as_call
 
         try:
-            lower(as_call(node, constant), self.isa)
+            return lower(as_call(node, constant), self.isa)
         except Unsupported as reason:
             return str(reason)
         except Exception as error:  # a bug in one kernel must not take the model down
             return f"its lowering failed: {type(error).__name__}: {error}"
-        return None
+
+    def refuses(self, node: fx.Node, constant: set[fx.Node]) -> str | None:
+        """Why a node cannot be lowered, given which of its inputs are constant; None if it can."""
+        kernel = self._lowered(node, constant)
+        return kernel if isinstance(kernel, str) else None
+
+    def cost(self, node: fx.Node, constant: set[fx.Node]) -> float:
+        """What a node is expected to take, in units of its operator's; infinity if refused."""
+        kernel = self._lowered(node, constant)
+        return math.inf if isinstance(kernel, str) else kernel.cost
 
     def weight_only(self, node: fx.Node, constant: set[fx.Node]) -> str | None:
         """Products of coded weights are products of integers here, always."""
