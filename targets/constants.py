@@ -8,6 +8,7 @@ import math
 import mmap
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,8 +114,8 @@ class Constants:
         key = (tuple(map(fingerprint, sources)), layout)
         tensor = self._packed.get(key)
         if tensor is None:
-            values = [self.evaluate(node) for node in sources]
-            tensor = operand.tensor([value.detach() for value in values], room)
+            values = [self.evaluate(node).detach() for node in sources]
+            tensor = operand.tensor(values, partial(room, device=values[0].device))
             if not operand.pack:
                 tensor = settled(tensor.contiguous())
             self._packed[key] = tensor
@@ -170,16 +171,18 @@ def settled(tensor: torch.Tensor) -> torch.Tensor:
     What lives as long as the model must not lie between short-lived tensors in the allocator's
     memory: the holes they leave could never be given back.
     """
-    if tensor.nbytes < _LARGE:
+    if tensor.nbytes < _LARGE or tensor.device.type != "cpu":
         return aligned(tensor)
     return room(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
-def room(shape: Sequence[int], *, dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised tensor, aligned to 64 bytes; a large one in pages of its own."""
+def room(
+    shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """An uninitialised tensor, aligned to 64 bytes; a large one on a CPU in pages of its own."""
     size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE:
-        return torch.empty(shape, dtype=dtype)
+    if size < _LARGE or torch.device(device).type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).view(*shape)
 

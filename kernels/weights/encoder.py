@@ -52,13 +52,18 @@ def encode(
             importance where none is given.
 
     Returns:
-        the codes in the weight's own shape; see :class:`Coded`.
+        the codes in the weight's own shape; see :class:`Coded`. They are chosen on the CPU, so
+        that they are the same everywhere, and lie where the weight does.
 
     Raises:
         NonFiniteWeightError: the weight holds NaN or infinity.
     """
+    device = weight.device
+    importance = None if importance is None else importance.cpu()
+    gram = None if gram is None else gram.cpu()
     with torch.no_grad(), _one_thread() if weight.numel() <= _ALONE else nullcontext():
-        return _encode(weight, encoding, importance, gram)
+        coded = _encode(weight.cpu(), encoding, importance, gram)
+    return Coded(*(None if part is None else part.to(device) for part in coded))
 
 
 def _encode(

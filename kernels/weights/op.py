@@ -15,19 +15,11 @@ from .pruning import prune
 def _encode(
     weight: torch.Tensor, encoding: str, gram: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    device = weight.device
-    # Codes are found on the CPU, wherever they are used.
-    moments = None if gram is None else gram.cpu()
-    coded = encode(weight.cpu(), Encoding.parse(encoding), gram=moments)
-    nothing = torch.empty(0, dtype=torch.int8)
+    coded = encode(weight, Encoding.parse(encoding), gram=gram)
+    nothing = torch.empty(0, dtype=torch.int8, device=weight.device)
     table = nothing if coded.table is None else coded.table.clone()
     scale = nothing.clone() if coded.group_scale is None else coded.group_scale
-    return (
-        coded.codes.to(device),
-        table.to(device),
-        scale.to(device),
-        coded.channel_scale.to(device),
-    )
+    return coded.codes, table, scale, coded.channel_scale
 
 
 def _encode_fake(

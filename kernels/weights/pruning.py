@@ -79,7 +79,7 @@ def _blocks(weight: torch.Tensor, share: float) -> torch.Tensor:
     padded = F.pad(taps, (0, 0, 0, -channels % columns, 0, -out % rows))
     split = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
     energy = split.float().square().sum(dim=(1, 3))
-    keep = torch.ones(energy.numel(), dtype=torch.bool)
+    keep = torch.ones(energy.numel(), dtype=torch.bool, device=weight.device)
     keep[energy.flatten().argsort(stable=True)[: int(energy.numel() * share)]] = False
     keep = keep.view(energy.shape).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
     return keep[:out, :channels].reshape(weight.shape)

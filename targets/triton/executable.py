@@ -159,7 +159,7 @@ class GpuExecutable:
         if node not in self._plan.constant:
             return values[node]
         if node not in self._evaluated:
-            self._evaluated[node] = self._constants.evaluate(node)
+            self._evaluated[node] = dense(self._constants.evaluate(node))
         return self._evaluated[node]
 
     def _tensors(

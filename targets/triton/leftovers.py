@@ -66,8 +66,10 @@ class Leftovers:
         elif not all(isinstance(value, torch.Tensor) for value in values):
             self.reason = "a value that is not one tensor"
         else:
+            # Values here are dense whatever strides they were captured with, and zeros index
+            # nothing out of bounds, which on a GPU would end the process's use of it.
             examples: list[Any] = [
-                torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device)
+                torch.zeros(v.shape, dtype=v.dtype, device=v.device)
                 for v in values[: len(self.inputs)]
             ]
             try:

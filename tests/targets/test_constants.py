@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoomc.targets.constants import settled
+from zoomc.kernels.tir.kernel import Operand, Pack, TensorSpec, Value
+from zoomc.targets.constants import Constants, settled
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 5), (1 << 18, 5)])
@@ -18,3 +19,21 @@ def test_settled_tensors_are_equal_aligned_and_their_own(shape, dtype):
         before = kept.clone()
         source.zero_()
         assert torch.equal(kept, before)
+
+
+@pytest.mark.parametrize("columns", [8, 1 << 19])
+def test_packed_weights_lie_where_the_weight_does(columns):
+    """On a device that is not the CPU; one without memory stands for a GPU here."""
+    weight = torch.nn.Parameter(torch.empty(4, columns, device="meta"), requires_grad=False)
+    graph = torch.fx.Graph()
+    node = graph.get_attr("weight_0")
+    gm = torch.fx.GraphModule({"weight_0": weight}, graph)
+    node.meta["val"] = weight
+    constants = Constants(lambda _: weight)
+    spec = TensorSpec((4, columns), torch.float32)
+    value = Value(spec, constant=True, source=node)
+    pack = Pack.of("doubled", lambda w: 2 * w, spec)
+    for operand in (Operand((value,)), Operand((value,), pack)):
+        packed = constants.packed(operand)
+        assert packed.device == weight.device and packed.shape == weight.shape
+    assert len(list(gm.parameters())) == 1

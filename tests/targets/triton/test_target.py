@@ -82,6 +82,52 @@ def test_a_group_computes_what_its_nodes_do():
         assert torch.equal(result, expected[node])
 
 
+class Picks(nn.Module):
+    """Reads a picture in channels-last memory, and rows of a table by numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 8)
+        self.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return torch.sort(x, 1)[0] * self.table(index).T[None, :, :, None].sin()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor's CPU code needs a C++ compiler")
+def test_inductor_takes_what_the_executable_gives_it(monkeypatch):
+    """Dense values whatever their strides were when captured; examples that index nothing far."""
+    from zoomc.targets.constants import Constants
+    from zoomc.targets.triton.executable import GpuExecutable
+
+    model = Picks()
+    x = torch.randn(2, 8, 3, 4).to(memory_format=torch.channels_last)
+    args = [x, torch.tensor([4, 0, 3])]
+    program = capture(model, args, {})
+    passes.run(program.graph)
+    gpu = GPUS["sm_90"]
+    plan = make_plan(program.graph, gpu)
+    steps = schedule(program.graph, plan)
+    assert not plan.kernels
+    inductor, examples = torch._inductor.compile, []
+
+    def noted(module, given):
+        examples.extend(given)
+        return inductor(module, given)
+
+    monkeypatch.setattr(torch._inductor, "compile", noted)
+    for step in steps:
+        if isinstance(step, Leftovers):
+            step.compile(inductor=True)
+            assert step.how == "by Inductor", step.how
+    assert all((x == 0).all() for x in examples if not x.is_floating_point())
+    executable = GpuExecutable(
+        program.graph, plan, steps, Constants(lambda _: None), gpu, graph=False, interpreted=True
+    )
+    executable.bind()
+    torch.testing.assert_close(program.pick(executable(*args))[0], model(*args))
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="Inductor's CPU code needs a C++ compiler")
 def test_inductor_compiles_a_group():
     gm, args = graph()
