@@ -63,7 +63,9 @@ def encode(
     gram = None if gram is None else gram.cpu()
     with torch.no_grad(), _one_thread() if weight.numel() <= _ALONE else nullcontext():
         coded = _encode(weight.cpu(), encoding, importance, gram)
-    return Coded(*(None if part is None else part.to(device) for part in coded))
+    table = None if coded.table is None else coded.table.to(device)
+    scale = None if coded.group_scale is None else coded.group_scale.to(device)
+    return Coded(coded.codes.to(device), table, scale, coded.channel_scale.to(device))
 
 
 def _encode(
