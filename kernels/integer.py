@@ -1,7 +1,11 @@
 """The integer arithmetic of coded weights, in plain torch: what every target must match.
 
-Activations become int8 by one scale a token or an image, weights are int8 by one scale a column,
-products add up exactly, and one multiplication takes the sums back.
+Activations become int8 by one scale a token, or one scale and one zero an image; weights are int8
+by one scale a column, products add up exactly, and one multiplication takes the sums back.
+
+An image's values lie mostly on one side of 0 (behind SiLU none is below -0.28), so its codes begin
+at the least of them: a zero of its own halves the scale. Tokens come from layer norms, which
+centre them: their zero is 0.
 """
 
 from __future__ import annotations
@@ -12,35 +16,44 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from .activation import ACTIVATIONS, DIPS
 
 #: Consecutive input channels that share an integer scale.
 GROUP = 64
 
-#: The largest code: symmetric, so that a product of two negated operands is the same.
+#: The largest weight and code of a token: symmetric, so that both signs have the same codes.
 LIMIT = 127
 
-#: What absolute maxima are raised to, so that neither scale nor inverse leaves fp32.
+#: Codes from an image's least value to its largest.
+SPAN = 2 * LIMIT
+
+#: What absolute maxima and spans are raised to, so that neither scale nor inverse leaves fp32.
 SMALLEST = 2.0**-100
 
 #: Values of K whose products are certain to add up within int32.
-LONGEST = (2**31 - 1) // LIMIT**2
+LONGEST = (2**31 - 1) // (SPAN * LIMIT)
+
+#: Added to an fp32, it leaves the nearest integer, halves to even.
+ROUND = 1.5 * 2.0**23
 
 
-def extent(low: torch.Tensor, high: torch.Tensor, activation: str) -> torch.Tensor:
-    """The largest magnitude an activation reaches between two values: a scale's absolute maximum.
+def extent(
+    low: torch.Tensor, high: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the largest value an activation takes between two values and 0.
 
-    A result may lie below it only where the values straddle an activation's dip and none is in
-    it. So the extremes of what goes into an activation are all that is needed of it.
+    No result may be as low only where no value lies in an activation's dip. So the extremes of
+    what goes into an activation are all that is needed of it. 0 counts because padding is 0.
     """
     fn = ACTIVATIONS[activation]
-    largest = torch.maximum(fn(low).abs(), fn(high).abs())
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    least, most = fn(low), fn(high)
     if activation in DIPS:
         where, depth = DIPS[activation]
-        inside = (low < where) & (high > where)
-        largest = torch.maximum(largest, inside * largest.new_tensor(depth))
-    return largest
+        least = torch.minimum(least, (low < where) * least.new_tensor(-depth))
+    return least, most
 
 
 def quantise(x: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,8 +63,34 @@ def quantise(x: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torc
     codes say nothing.
     """
     largest = torch.where(largest < SMALLEST, SMALLEST, largest)
-    codes = torch.round(x * (LIMIT / largest)).nan_to_num().clamp(-LIMIT, LIMIT)
-    return codes.to(torch.int8), largest / LIMIT
+    codes = torch.round(x * (largest.new_tensor(LIMIT) / largest)).nan_to_num()
+    return codes.clamp(-LIMIT, LIMIT).to(torch.int8), largest / LIMIT
+
+
+def quantise_between(
+    x: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """int8 codes of an fp32 tensor between two values, the code of 0, and the scale.
+
+    ``x`` is about ``scale * (codes - zero)``; 0 is so exactly. ``low`` and ``high``, which
+    broadcast against ``x``, are neither above nor below 0. The zero is rounded towards the codes'
+    lower end, which has one to spare: so values need not be clamped, those at the ends included.
+
+    Args:
+        x: fp32.
+        low: none is below it.
+        high: none is above it.
+
+    Returns:
+        int8 codes, int8 zeros and fp32 scales, these two in the shape of ``low``. Where ``low`` or
+        ``high`` is not finite, neither is the scale, and codes and zero say nothing.
+    """
+    span = high - low
+    span = torch.where(span < SMALLEST, SMALLEST, span)
+    inverse = span.new_tensor(SPAN) / span
+    zero = (torch.floor(-low * inverse) - LIMIT).nan_to_num()
+    codes = (x * inverse + (ROUND + zero) - ROUND).nan_to_num().clamp(-LIMIT - 1, LIMIT)
+    return codes.to(torch.int8), zero.to(torch.int8), span / SPAN
 
 
 _sums: contextvars.ContextVar[torch.dtype] = contextvars.ContextVar("sums", default=torch.float64)
@@ -86,6 +125,24 @@ def integer_weight(
     if group_scale is None:
         return values
     return values * group_scale.repeat_interleave(GROUP, dim=1)[:, : weight.shape[1]]
+
+
+def column_sums(
+    weight: torch.Tensor, table: torch.Tensor | None, group_scale: torch.Tensor | None
+) -> torch.Tensor:
+    """What the int8 weights of each column add up to: int32 ``(N,)``.
+
+    Codes are padded with code 0 to whole groups, as kernels do that decode whole groups.
+    """
+    if table is None or group_scale is None:
+        return weight.flatten(1).sum(1, dtype=torch.int32)
+    columns, groups = group_scale.shape[:2]
+    rest = groups * GROUP - weight.shape[1]
+    padding = (0, 0) * (weight.dim() - 2) + (0, rest)
+    codes = F.pad(weight, padding).flatten().int()
+    values = table.index_select(0, codes).view(columns, groups, GROUP, -1)
+    of_groups = values.sum(2, dtype=torch.int32) * group_scale.view(columns, groups, -1)
+    return of_groups.flatten(1).sum(1, dtype=torch.int32)
 
 
 def wide(*tensors: torch.Tensor | None) -> list[Any]:

@@ -6,14 +6,14 @@ import dataclasses
 import math
 from typing import Any
 
-from tvm.tirx.script import builder as T
+import torch
 
 from ..tir import coded, convert, quantise, short
 from ..tir.codes import Codes
 from ..tir.epilogue import Epilogue, IntegerSums, finishing
 from ..tir.integer_product import IntegerProduct
 from ..tir.isa import Isa
-from ..tir.kernel import Call, Kernel, Operand, Unsupported, Value
+from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value
 from ..tir.key import call_key
 from ..tir.micro_int8 import micro as choose
 from ..tir.primfunc import check_sizes, prim_func
@@ -49,11 +49,14 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     norm = bool(call["norm_groups"])
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
-    operands |= coded.operands(call, codes) | optional(call)
+    operands |= coded.operands(call, codes, -1) | optional(call)
     scratch = {"a": layout.spec}
     if norm:
         scratch |= statistics.scratch(images, shape.height, channels)
     scratch |= extremes.scratch(images, shape.height, channels, norm)
+    # Of zero -1: the sums of the columns, by which an image's own zero is multiplied.
+    pitch = codes.panels * micro.columns
+    scratch["corrections"] = TensorSpec((images * pitch,), torch.int32)
     work = product.scratch()
 
     def body(buffers: list[Any]) -> None:
@@ -74,14 +77,15 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
                 bias=named.get("norm_bias"),
                 eps=call["norm_eps"],
             )
-            extremes.of_channels(isa, named, images, shape.height, channels, activation)
+            found = extremes.of_channels(isa, named, shape.height, channels)
         else:
-            extremes.of_inputs(
-                isa, sources, shape.channels, named, images, shape.height, shape.width, activation
+            found = extremes.of_inputs(
+                isa, sources, shape.channels, named, images, shape.height, shape.width
             )
+        extremes.scales(isa, micro, named, images, pitch, activation, found)
         maps.write(
             isa,
-            lambda image: ImagePixels(layout, T.bind(named["inverses"][image])),
+            lambda image: ImagePixels.of(layout, named["inverses"][image], named["zeros"][image]),
             shape,
             sources,
             named["a"],
@@ -97,7 +101,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             bias=named.get("columns"),
             shift=named.get("shift"),
             residual=named.get("residual"),
-            integer=IntegerSums(named["factors"], named["scales"], True, named.get("correction")),
+            integer=IntegerSums(named["factors"], named["scales"], named["corrections"], pitch),
         )
         product.emit(
             named["a"], named["panels"], named.get("table"), buffers[-len(work) :], epilogue

@@ -1,13 +1,16 @@
-"""One int8 scale an image, from the extremes of what goes into the activation.
+"""One int8 scale and zero an image, from the extremes of what goes into the activation.
 
-An activation's largest magnitude follows from the least and the largest value it is applied to,
-so no pass over activated values is needed. Behind a group norm these come from every channel's
-extremes, which the statistics gather on their way; elsewhere from one pass over the inputs.
+An activation's least and largest value follow from those it is applied to, so no pass over
+activated values is needed. Behind a group norm these come from every channel's extremes, which
+the statistics gather on their way; elsewhere from one pass over the inputs.
+
+Extremes are held as int32 keys: the bits of an fp32 that is not negative order as it does, NaN
+above all. A least value is held as its negation's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,65 +18,56 @@ from tvm.tirx.script import builder as T
 
 from ..tir.isa import Isa
 from ..tir.kernel import TensorSpec
-from ..tir.memory import load, splat
-from ..tir.normalise import each
-from ..tir.quantise import Largest, Sum, extent, magnitude, scale_of, sweep
+from ..tir.math import let
+from ..tir.memory import load, load_raw, splat, typed
+from ..tir.micro_int8 import IntegerMicro
+from ..tir.quantise import Sum, extent, scale_between, sweep
 
 Expr = Any
 Buffer = Any
 
 _INFINITY = 0x7F800000
+_SIGN = -(2**31)
 
 
 def scratch(images: int, height: int, channels: int, norm: bool) -> dict[str, TensorSpec]:
-    """Workspace: every image's scale and its inverse, and chunks' extremes."""
-    table = TensorSpec((images,), torch.float32)
-    chunks = TensorSpec((images * height * (channels if norm else 1),), torch.float32)
-    named = {"scales": table, "inverses": table, "lows": chunks, "highs": chunks}
-    return named if norm else named | {"keys": TensorSpec((images * height,), torch.int32)}
+    """Workspace: every image's scale, its inverse and its zero, and chunks' extremes."""
+    table, integers = (TensorSpec((images,), d) for d in (torch.float32, torch.int32))
+    named = {"scales": table, "inverses": table, "zeros": integers}
+    if norm:
+        chunks = TensorSpec((images * height * channels,), torch.float32)
+    else:
+        chunks = TensorSpec((images * height,), torch.int32)
+    return named | {"lows": chunks, "highs": chunks}
 
 
 class _Range:
-    """The least and the largest of lanes, and whether one is not finite."""
+    """The least and the largest of lanes and 0, or a NaN, over a :func:`.sweep`."""
 
-    def __init__(self, lanes: int) -> None:
-        least = T.float32(-torch.finfo(torch.float32).max)
-        self._high = Largest(lanes, "float32", least)
-        self._low = Largest(lanes, "float32", least)
-        self._key = Largest(lanes, "int32", T.int32(0))
+    def __init__(self, isa: Isa) -> None:
+        self._low, self._high = Sum(isa, "int32"), Sum(isa, "int32")
 
-    def add(self, value: Expr, lanes: int) -> None:
-        value = T.bind(value)
-        self._high.add(value, lanes)
-        self._low.add(splat(T.float32(0), lanes) - value, lanes)
-        self.add_key(magnitude(value, lanes), lanes)
+    def add(self, value: Expr, lanes: int, part: int) -> None:
+        """Take lanes into account."""
+        bits = T.bind(T.reinterpret(typed("int32", lanes), value))
+        self._high.add(bits, lanes, part)
+        # Negations; what is not below 0 is then negative, or 0, from which both begin.
+        self._low.add(T.bitwise_xor(bits, splat(T.int32(_SIGN), lanes)), lanes, part)
 
-    def add_key(self, key: Expr, lanes: int) -> None:
-        self._key.add(key, lanes)
-
-    def result(self) -> tuple[Expr, Expr, Expr]:
-        """Least, largest, and the key of the largest magnitude."""
-        low = T.bind(T.float32(0) - self._low.result())
-        return low, self._high.result(), self._key.result()
-
-
-def _finish(named: dict[str, Buffer], image: Expr, found: _Range, activation: str) -> None:
-    low, high, key = found.result()
-    largest = extent(low, high, activation)
-    wrong = key >= T.int32(_INFINITY)
-    inverse, scale = scale_of(T.Select(wrong, T.reinterpret("float32", key), largest))
-    T.buffer_store(named["inverses"], inverse, [image])
-    T.buffer_store(named["scales"], scale, [image])
+    def result(self) -> tuple[Expr, Expr]:
+        """Keys of the negated least and of the largest."""
+        return self._low.result(), self._high.result()
 
 
 def of_channels(
-    isa: Isa, named: dict[str, Buffer], images: int, height: int, channels: int, activation: str
-) -> None:
-    """Emit the scales from the extremes of :mod:`.statistics` and the norm's gain and offset."""
-    with T.parallel(images) as image:
-        found = _Range(isa.lanes)
+    isa: Isa, named: dict[str, Buffer], height: int, channels: int
+) -> Callable[[Expr], tuple[Expr, Expr]]:
+    """How to find an image's keys in extremes of :mod:`.statistics`, with the norm applied."""
 
-        def channel(c: Expr, n: int) -> None:
+    def find(image: Expr) -> tuple[Expr, Expr]:
+        found = _Range(isa)
+
+        def channel(c: Expr, n: int, part: int) -> None:
             ends = []
             for name, pick in (("lows", T.min), ("highs", T.max)):
                 held = T.alloc_buffer((n,), "float32", scope="local")
@@ -86,10 +80,13 @@ def of_channels(
                 ends.append(load(held, [0], n))
             at = image * channels + c
             for end in ends:
-                found.add(end * load(named["gain"], [at], n) + load(named["offset"], [at], n), n)
+                value = end * load(named["gain"], [at], n) + load(named["offset"], [at], n)
+                found.add(value, n, part)
 
-        each(channels, isa.lanes, channel)
-        _finish(named, image, found, activation)
+        sweep(channels, isa.lanes, channel)
+        return found.result()
+
+    return find
 
 
 def of_inputs(
@@ -100,39 +97,72 @@ def of_inputs(
     images: int,
     height: int,
     width: int,
-    activation: str,
-) -> None:
-    """Emit the scales from the inputs themselves."""
-    plain = activation == "none"  # the largest magnitude is all that counts
+) -> Callable[[Expr], tuple[Expr, Expr]]:
+    """Emit the pass over the inputs; the result is how to find an image's keys in what it left."""
     with T.parallel(images * height) as task:
-        found = None if plain else _Range(isa.lanes)
-        most = Sum(isa, "int32")
+        found = _Range(isa)
         for buffer, count in zip(inputs, channels, strict=True):
             start = T.bind(task * (width * count))
 
             def one(
                 i: Expr, n: int, part: int, buffer: Buffer = buffer, start: Expr = start
             ) -> None:
-                value = T.bind(load(buffer, [start + i], n))
-                most.add(magnitude(value, n), n, part)
-                if found:
-                    found.add(value, n)
+                found.add(load(buffer, [start + i], n), n, part)
 
             sweep(width * count, isa.lanes, one)
-        key = most.result()
-        high = T.bind(T.reinterpret("float32", key))
-        low = high
-        if found:
-            low, high, _ = found.result()
-        T.buffer_store(named["lows"], low, [task])
-        T.buffer_store(named["highs"], high, [task])
-        T.buffer_store(named["keys"], key, [task])
+        for name, key in zip(("lows", "highs"), found.result(), strict=True):
+            T.buffer_store(named[name], key, [task])
+
+    def find(image: Expr) -> tuple[Expr, Expr]:
+        ends = []
+        for name in ("lows", "highs"):
+            held = T.alloc_buffer((1,), "int32", scope="local")
+            T.buffer_store(held, T.int32(0), [0])
+            with T.serial(height) as y:
+                T.buffer_store(held, T.max(held[0], named[name][image * height + y]), [0])
+            ends.append(held[0])
+        return ends[0], ends[1]
+
+    return find
+
+
+def scales(
+    isa: Isa,
+    micro: IntegerMicro,
+    named: dict[str, Buffer],
+    images: int,
+    columns: int,
+    activation: str,
+    find: Callable[[Expr], tuple[Expr, Expr]],
+) -> None:
+    """Emit every image's scale and zero, and what its zero adds to sums of products, negated.
+
+    Args:
+        isa: the instruction path.
+        micro: who reads the codes.
+        named: buffers of :func:`scratch`; ``correction`` the sums of the weights' columns, and
+            ``corrections`` the result, ``[image][columns]``.
+        images: how many.
+        columns: of all panels, a multiple of the lanes.
+        activation: what follows.
+        find: the keys of an image.
+    """
     with T.parallel(images) as image:
-        found = _Range(1)
-        with T.serial(height) as y:
-            at = image * height + y
-            for name in ("lows", "highs"):
-                found.add(named[name][at], 1)
-            # A NaN may have been neither least nor largest, but its key was the largest.
-            found.add_key(named["keys"][at], 1)
-        _finish(named, image, found, activation)
+        low_key, high_key = find(image)
+        wrong = let(T.max(low_key, high_key)) >= T.int32(_INFINITY)
+        kept = [T.Select(wrong, T.int32(0), key) for key in (low_key, high_key)]
+        negated, high = (let(T.reinterpret("float32", key)) for key in kept)
+        low = let(T.float32(0) - negated)
+        inverse, zero, scale = scale_between(*extent(low, high, activation))
+        zero = let(zero + T.int32(micro.zero))
+        scale = T.Select(wrong, T.float32(float("nan")), scale)
+        T.buffer_store(named["inverses"], inverse, [image])
+        T.buffer_store(named["scales"], scale, [image])
+        T.buffer_store(named["zeros"], zero, [image])
+        lanes = isa.lanes
+        with T.serial(columns // lanes) as v:
+            sums = load_raw(named["correction"], [v * lanes], lanes)
+            moved = splat(T.int32(0) - zero, lanes) * sums
+            T.buffer_store(
+                named["corrections"], moved, [T.ramp(image * columns + v * lanes, 1, lanes)]
+            )

@@ -79,8 +79,8 @@ def conv2d(
         group_scale: int8 ``(O, ceil(sum(C_i) / groups / 64), KH, KW)``, what the table's values
             are multiplied by.
         channel_scale: fp32 ``(O,)``. If given, the product is one of integers: ``weight`` holds
-            int8 values or codes, and images are quantised to int8, each by a scale of its own;
-            all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
+            int8 values or codes, and images are quantised to int8, each by a scale and a zero of
+            its own; all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
         weight_only: with coded weights, images are not quantised: they are multiplied by the
             codes' integers as they are, with sums in fp32.
 
@@ -111,9 +111,11 @@ def conv2d(
         x = x * channel_scale[:, None, None]
         x = x if bias is None else x + bias[:, None, None]
     else:
-        codes, scale = integer.quantise(x, integer.extent(low, high, pre_activation))
+        ends = integer.extent(low, high, pre_activation)
+        codes, zero, scale = integer.quantise_between(x, *ends)
         weight = integer.integer_weight(weight, table, group_scale)
-        sums = F.conv2d(F.pad(integer.terms(codes), sides), integer.terms(weight), None, *steps)
+        terms = integer.terms(codes) - integer.terms(zero)
+        sums = F.conv2d(F.pad(terms, sides), integer.terms(weight), None, *steps)
         x = sums.float() * (scale * channel_scale[:, None, None])
         x = x if bias is None else x + bias[:, None, None]
     if shift is not None:

@@ -52,20 +52,29 @@ def conv2d(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         yield from products(call, _name(call), gpu, _loaded(call, gpu), order)
 
 
-def _geometry(call: Call) -> Map:
+def _border(call: Call) -> tuple[int, int, int, int]:
+    """Pixels that hold the padding of a coded map: before upsampling, so one stands for two."""
+    scale = 2 if call["upsample"] else 1
+    top, bottom, left, right = (-(-side // scale) for side in call["padding"])
+    return top, bottom, left, right
+
+
+def _geometry(call: Call, border: tuple[int, int, int, int] | None = None) -> Map:
     _, height, width, _ = call["inputs"][0].spec.shape
     scale = 2 if call["upsample"] else 1
+    top, bottom, left, right = border or (0, 0, 0, 0)
     return Map(
-        height * scale,
-        width * scale,
+        (height + top + bottom) * scale,
+        (width + left + right) * scale,
         call.out.shape[1],
         call.out.shape[2],
         call["weight"].spec.shape[3],
         tuple(call["stride"]),
         tuple(call["dilation"]),
-        call["padding"][0],
-        call["padding"][2],
+        call["padding"][0] - top * scale,
+        call["padding"][2] - left * scale,
         call["upsample"],
+        border is not None,
     )
 
 
@@ -94,11 +103,16 @@ def _rows(call: Call) -> int:
 
 
 def _prepared(call: Call, gpu: Gpu, depth: int) -> Left:
-    """One map that launches of their own write: concatenated, normalised, padded, quantised."""
+    """One map that launches of their own write: concatenated, normalised, padded, quantised.
+
+    A quantised one has the border that padding is: its zero is not 0, which loads outside give.
+    """
     passes, operands = _passes(call)
-    dtype = torch.int8 if integer(call) else passes.specs[0].dtype
-    passes.scratch["map"] = TensorSpec((passes.images, passes.pixels, depth), dtype)
-    passes.write("map", dtype, depth, call["pre_activation"])
+    coded = integer(call)
+    dtype = torch.int8 if coded else passes.specs[0].dtype
+    border = _border(call) if coded else None
+    pixels = passes.write("map", dtype, depth, call["pre_activation"], border or (0, 0, 0, 0))
+    passes.scratch["map"] = TensorSpec((passes.images, pixels, depth), dtype)
     nbytes = passes.scratch["map"].nbytes
     statistics = passes.nbytes if "moments" in passes.scratch else 0
     return Left(
@@ -106,7 +120,7 @@ def _prepared(call: Call, gpu: Gpu, depth: int) -> Left:
         (depth,),
         dtype,
         _rows(call),
-        map=_geometry(call),
+        map=_geometry(call, border),
         launches=tuple(passes.launches),
         operands=operands,
         scratch=passes.scratch,

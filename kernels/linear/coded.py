@@ -37,7 +37,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
     codes = Codes.of(weight, call["table"], micro, call["activation"] == "geglu")
     product = IntegerProduct.of(isa, layout, rows, (0,), codes, finishing(call), call.plan)
 
-    inputs = {"x": Operand((x,)), **coded.operands(call, codes)}
+    inputs = {"x": Operand((x,)), **coded.operands(call, codes, micro.zero)}
     for name in ("norm_weight", "norm_bias"):
         if call["norm"] and call[name] is not None:
             inputs[name] = Operand((call[name],))
@@ -70,7 +70,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
             bias=named.get("columns"),
             activation=call["activation"],
             residual=named.get("residual"),
-            integer=IntegerSums(named["factors"], named["scales"], False, named.get("correction")),
+            integer=IntegerSums(named["factors"], named["scales"], named.get("correction")),
         )
         product.emit(
             named["a"], named["panels"], named.get("table"), buffers[-len(work) :], epilogue

@@ -30,15 +30,15 @@ def check(call: Call, dtypes: set[torch.dtype], k: int) -> None:
         raise Unsupported(f"int8 products of {k} values, whose sums may leave int32")
 
 
-def operands(call: Call, codes: Codes) -> dict[str, Operand]:
-    """The packed constants of a coded call, by name."""
+def operands(call: Call, codes: Codes, zero: int) -> dict[str, Operand]:
+    """The packed constants of a coded call, by name; ``zero`` is for :meth:`.Codes.correction`."""
     weight, table, group_scale = (call[n] for n in _CODES[:3])
     named = {"panels": codes.operand(weight, table, group_scale)}
     if codes.bits < 8:
         named["table"] = codes.table(table)
     named["factors"] = column_operand(call["channel_scale"], codes.micro, codes.gated)
-    if codes.micro.zero:
-        named["correction"] = codes.correction(weight, table, group_scale)
+    if zero:
+        named["correction"] = codes.correction(weight, table, group_scale, zero)
     if call["bias"] is not None:
         named["columns"] = column_operand(call["bias"], codes.micro, codes.gated)
     return named

@@ -16,13 +16,13 @@ import torch
 from torch.nn import functional as F
 from tvm.tirx.script import builder as T
 
-from ..integer import GROUP
+from ..integer import GROUP, column_sums
 from . import micro_neon
 from .isa import Isa
 from .kernel import Operand, Pack, TensorSpec, Value
 from .llvm import Text, attributes
 from .micro_int8 import STEP, IntegerMicro
-from .pack import panel_count, round_up
+from .pack import ordered, panel_count, round_up
 from .pack import panels as pack_panels
 
 Expr = Any
@@ -101,16 +101,20 @@ class Codes:
         values = tuple(v for v in (weight, table, group_scale) if v is not None)
         return Operand(values, Pack.of(key, lambda *a: self._fit(self._int8(*a)), spec))
 
-    def correction(self, weight: Value, table: Value | None, group_scale: Value | None) -> Operand:
+    def correction(
+        self, weight: Value, table: Value | None, group_scale: Value | None, zero: int
+    ) -> Operand:
         """What to add to a column's sum where A's zero is not 0: int32, in panel order."""
         values = tuple(v for v in (weight, table, group_scale) if v is not None)
-        zero, spec = self.micro.zero, TensorSpec((self.panels * self.micro.columns,), torch.int32)
+        spec = TensorSpec((self.panels * self.micro.columns,), torch.int32)
 
-        def fn(*tensors: torch.Tensor) -> torch.Tensor:
-            values = self._int8(*tensors).view(
-                self.panels, -1, self.micro.columns, self.micro.kpack
-            )
-            return -zero * values.sum((1, 3), dtype=torch.int32).flatten()
+        def fn(
+            weight: torch.Tensor,
+            table: torch.Tensor | None = None,
+            group_scale: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            sums = column_sums(weight, table, group_scale)
+            return ordered(-zero * sums, self.micro.columns, self.gated)
 
         key = ("correction", self.micro.columns, self.micro.kpack, zero, self.gated)
         return Operand(values, Pack.of(key, fn, spec))

@@ -32,25 +32,28 @@ class IntegerSums:
 
     Attributes:
         columns: flat fp32 buffer of the columns' scales, in panel order.
-        rows: flat fp32 buffer of A's scales.
-        images: these are one an image, else one a pixel.
+        rows: flat fp32 buffer of A's scales, one a pixel, or with ``pitch`` one an image.
         correction: flat int32 buffer, added to the sums of a column, or None.
+        pitch: elements from one image's corrections to the next; 0 where all have the same.
     """
 
     columns: Buffer
     rows: Buffer
-    images: bool
     correction: Buffer | None
+    pitch: int = 0
 
     def scale(self, place: Place, pixel: Expr) -> Expr:
         """A's scale at a pixel."""
-        return T.bind(self.rows[place.image if self.images else pixel])
+        return T.bind(self.rows[place.image if self.pitch else pixel])
 
-    def value(self, sums: Buffer, at: Expr, column: Expr, scale: Expr, lanes: int) -> Expr:
+    def value(
+        self, sums: Buffer, at: Expr, place: Place, column: Expr, scale: Expr, lanes: int
+    ) -> Expr:
         """fp32 lanes of the sums from an element on; ``column`` is the first one's."""
         total = load_raw(sums, [at], lanes)
         if self.correction is not None:
-            total = total + load_raw(self.correction, [column], lanes)
+            where = place.image * self.pitch + column if self.pitch else column
+            total = total + load_raw(self.correction, [where], lanes)
         factor = T.bind(load(self.columns, [column], lanes) * splat(scale, lanes))
         return T.Cast(typed("float32", lanes), total) * factor
 
@@ -129,7 +132,7 @@ class Epilogue:
         def value(column: Expr, lanes: int) -> Expr:
             if self.integer:
                 where = panel * self.micro.columns + column
-                x = self.integer.value(sums, row + column, where, scale, lanes)
+                x = self.integer.value(sums, row + column, place, where, scale, lanes)
             else:
                 x = load(sums, [row + column], lanes)
             if self.bias is not None:

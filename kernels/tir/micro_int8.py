@@ -31,8 +31,8 @@ class IntegerMicro(Micro):
     """An integer micro-kernel.
 
     Attributes:
-        zero: how a zero is stored in A; 128 where A is stored unsigned, by 128 more than it is.
-            Every sum is then too large by 128 times its column's sum.
+        zero: how a code of 0 is stored in A; 128 where A is stored unsigned, by 128 more than it
+            is. Every sum is then too large by 128 times its column's sum.
         vector: bytes of a vector register.
     """
 

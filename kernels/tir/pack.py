@@ -35,13 +35,13 @@ def panel_count(columns: int, micro: Micro, gated: bool = False) -> int:
     return -(-(columns // 2 if gated else columns) // width)
 
 
-def _columns(weight: torch.Tensor, width: int, gated: bool) -> torch.Tensor:
-    """Pad axis 0 to whole panels; gated: value columns and their gates side by side."""
+def ordered(weight: torch.Tensor, width: int, gated: bool) -> torch.Tensor:
+    """Axis 0 padded to whole panels; gated: value columns and their gates side by side."""
     if not gated:
         pad = round_up(weight.shape[0], width) - weight.shape[0]
         return F.pad(weight, (0, 0) * (weight.dim() - 1) + (0, pad)) if pad else weight
     half = width // 2
-    parts = [_columns(part, half, False) for part in weight.chunk(2)]
+    parts = [ordered(part, half, False) for part in weight.chunk(2)]
     paired = torch.stack([p.unflatten(0, (-1, half)) for p in parts], dim=1)
     return paired.flatten(0, 2)
 
@@ -65,7 +65,7 @@ def panels(
     for first in range(0, len(rows), few):
         those = slice(first * width, (first + few) * width)
         part = torch.cat([v[those] for v in (values, *gates)]) if gated else values[those]
-        part = _columns(part.to(micro.panel), micro.columns, gated)
+        part = ordered(part.to(micro.panel), micro.columns, gated)
         if taps > 1:  # a matrix transposed, which torch is fast at
             part = part.reshape(-1, taps).t().contiguous()
         part = part.reshape(taps, -1, micro.columns, depth)
@@ -91,7 +91,7 @@ def column_operand(value: Value, micro: Micro, gated: bool = False) -> Operand:
     """A constant bias ``(N,)`` as fp32, padded and ordered as the panels' columns."""
 
     def fn(bias: torch.Tensor) -> torch.Tensor:
-        return _columns(bias.float(), micro.columns, gated)
+        return ordered(bias.float(), micro.columns, gated)
 
     length = panel_count(value.spec.shape[0], micro, gated) * micro.columns
     spec = TensorSpec((length,), torch.float32)

@@ -10,19 +10,16 @@ import torch
 from tvm.tirx.script import builder as T
 
 from ..activation import DIPS
-from ..integer import LIMIT, SMALLEST
+from ..integer import LIMIT, ROUND, SMALLEST, SPAN
 from .isa import Isa
 from .kernel import TensorSpec
 from .llvm import attributes
-from .math import ACTIVATIONS
+from .math import ACTIVATIONS, let
 from .memory import load, splat, store, typed
 from .micro_int8 import STEP, IntegerMicro
 
 Expr = Any
 Buffer = Any
-
-#: Added to an fp32, it leaves the nearest integer, ties to even, in the low bits.
-_ROUND = 1.5 * 2.0**23
 
 _DTYPES = {"int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
 
@@ -59,17 +56,31 @@ class Blocks:
         return block + row * STEP + T.floormod(channel, STEP)
 
     def store(
-        self, out: Buffer, row: Expr, channel: Expr, value: Expr, inverse: Expr, lanes: int
+        self,
+        out: Buffer,
+        row: Expr,
+        channel: Expr,
+        value: Expr,
+        inverse: Expr,
+        zero: Expr,
+        lanes: int,
     ) -> None:
-        """Store ``round(value · inverse)``, which is between ±127."""
-        rounded = value * splat(inverse, lanes) + splat(T.float32(_ROUND + self.micro.zero), lanes)
+        """Store ``round(value · inverse + zero)``, all in fp32; it fits the type of A.
+
+        The sum's low bits are that integer, as ``zero`` is :meth:`rounding` of one.
+        """
+        rounded = value * splat(inverse, lanes) + splat(zero, lanes)
         low = T.Cast(typed(self.micro.a, lanes), T.reinterpret(typed("int32", lanes), rounded))
         at = self.at(row, channel)
         T.buffer_store(out, low, [T.ramp(at, 1, lanes) if lanes > 1 else at])
 
-    def zeros(self, out: Buffer, row: Expr, first: int = 0) -> None:
-        """Store zeros from a channel on, padding included."""
-        zero = T.Cast(self.micro.a, T.int32(self.micro.zero))
+    def rounding(self, zero: Expr) -> Expr:
+        """An int32 as the fp32 to add so that the sum's low bits are an integer."""
+        return T.Cast("float32", zero) + T.float32(ROUND)
+
+    def zeros(self, out: Buffer, row: Expr, zero: Expr, first: int = 0) -> None:
+        """Store int32 ``zero`` from a channel on, padding included."""
+        zero = T.Cast(self.micro.a, zero)
         edge = min(-(-first // STEP) * STEP, self.blocks * STEP)
         if edge > first:
             with T.serial(edge - first) as i:
@@ -82,25 +93,35 @@ class Blocks:
 
 @dataclass(frozen=True)
 class ImagePixels:
-    """Pixels of one image as rows of :class:`Blocks`, all by one scale.
+    """Pixels of one image as rows of :class:`Blocks`, all by one scale and zero.
 
     Attributes:
         blocks: the layout.
         inverse: what values are multiplied by.
+        zero: int32, how 0 is stored.
+        rounding: the same as :meth:`Blocks.rounding` gives it.
         row: pixels are counted, not elements.
     """
 
     blocks: Blocks
     inverse: Expr
+    zero: Expr
+    rounding: Expr
     row: int = 1
+
+    @classmethod
+    def of(cls, blocks: Blocks, inverse: Expr, zero: Expr) -> ImagePixels:
+        """Pixels by values that are read once."""
+        inverse, zero = T.bind(inverse), T.bind(zero)
+        return cls(blocks, inverse, zero, T.bind(blocks.rounding(zero)))
 
     def store(self, buffer: Buffer, row: Expr, channel: Expr, value: Expr, lanes: int) -> None:
         """Store fp32 lanes at a channel of a pixel."""
-        self.blocks.store(buffer, row, channel, value, self.inverse, lanes)
+        self.blocks.store(buffer, row, channel, value, self.inverse, self.rounding, lanes)
 
     def zeros(self, buffer: Buffer, row: Expr) -> None:
         """Zero a whole pixel."""
-        self.blocks.zeros(buffer, row)
+        self.blocks.zeros(buffer, row, self.zero)
 
     def aligned(self, channel: int, lanes: int) -> bool:
         """Whether ``lanes`` values from a channel on are stored side by side."""
@@ -108,37 +129,13 @@ class ImagePixels:
 
     def pad(self, buffer: Buffer, row: Expr, channels: int) -> None:
         """Zero what follows the channels of a pixel."""
-        self.blocks.zeros(buffer, row, channels)
+        self.blocks.zeros(buffer, row, self.zero, channels)
 
 
 def magnitude(value: Expr, lanes: int) -> Expr:
     """A key that orders fp32 lanes by magnitude, NaN above all: their bits without the sign."""
     bits = T.reinterpret(typed("int32", lanes), value)
     return T.bitwise_and(bits, splat(T.int32(0x7FFFFFFF), lanes))
-
-
-class Largest:
-    """The largest of many lanes, held in a vector; values are int32 or fp32."""
-
-    def __init__(self, lanes: int, dtype: str, first: Expr) -> None:
-        self._lanes, self._dtype = lanes, dtype
-        self._held = T.alloc_buffer((lanes,), dtype, scope="local")
-        T.buffer_store(self._held, splat(first, lanes), [T.ramp(0, 1, lanes) if lanes > 1 else 0])
-
-    def add(self, value: Expr, lanes: int) -> None:
-        """Take lanes into account; one, or as many as the vector has."""
-        if lanes == 1:
-            T.buffer_store(self._held, T.max(self._held[0], value), [0])
-            return
-        before = self._held.vload([0], dtype=typed(self._dtype, lanes))
-        T.buffer_store(self._held, T.max(before, value), [T.ramp(0, 1, lanes)])
-
-    def result(self) -> Expr:
-        """The largest so far."""
-        terms = [self._held[i] for i in range(self._lanes)]
-        while len(terms) > 1:
-            terms = [T.max(terms[i], terms[i + 1]) for i in range(0, len(terms), 2)]
-        return T.bind(terms[0])
 
 
 def lane_texts(isa: Isa) -> list[str]:
@@ -217,24 +214,32 @@ class Sum:
         return T.bind(self._fold(T.call_extern(self._dtype, name, every), self._rest[0]))
 
 
-def scale_of(largest: Expr) -> tuple[Expr, Expr]:
-    """What values with this largest magnitude are multiplied by, and the scale back."""
+def scale_of(largest: Expr, codes: int = LIMIT) -> tuple[Expr, Expr]:
+    """What values up to this are multiplied by to give so many codes, and the scale back."""
     smallest = T.float32(SMALLEST)
-    largest = T.bind(T.Select(largest < smallest, smallest, largest))
-    return T.bind(T.float32(LIMIT) / largest), T.bind(largest / T.float32(LIMIT))
+    largest = let(largest)
+    largest = let(T.Select(largest < smallest, smallest, largest))
+    return let(T.float32(codes) / largest), let(largest / T.float32(codes))
 
 
-def extent(low: Expr, high: Expr, activation: str) -> Expr:
-    """:func:`zoomc.kernels.integer.extent` of scalars."""
-    fn = ACTIVATIONS[activation]
-    ends = [T.bind(magnitude(T.bind(fn(v, 1)), 1)) for v in (low, high)]
-    largest = T.bind(T.reinterpret("float32", T.max(*ends)))
+def scale_between(low: Expr, high: Expr) -> tuple[Expr, Expr, Expr]:
+    """As :func:`zoomc.kernels.integer.quantise_between`: the inverse, the zero, the scale back.
+
+    Both ends are finite.
+    """
+    inverse, scale = scale_of(high - low, SPAN)
+    steps = T.floor((T.float32(0) - low) * inverse)
+    return inverse, let(T.Cast("int32", steps) - T.int32(LIMIT)), scale
+
+
+def extent(low: Expr, high: Expr, activation: str) -> tuple[Expr, Expr]:
+    """:func:`zoomc.kernels.integer.extent` of scalars, of which neither is above nor below 0."""
+    least, most = (let(ACTIVATIONS[activation](v, 1)) for v in (low, high))
     if activation not in DIPS:
-        return largest
+        return least, most
     where, depth = DIPS[activation]
-    inside = T.And(low < T.float32(where), high > T.float32(where))
-    deeper = T.And(inside, largest < T.float32(depth))
-    return T.bind(T.Select(deeper, T.float32(depth), largest))
+    inside = T.And(low < T.float32(where), least > T.float32(-depth))
+    return let(T.Select(inside, T.float32(-depth), least)), most
 
 
 @dataclass(frozen=True)
@@ -273,6 +278,8 @@ def rows(
     """
     isa, channels = layout.isa, layout.channels
     lanes, threads = isa.lanes, isa.threads
+    zero = T.int32(layout.micro.zero)
+    rounding = T.float32(ROUND + layout.micro.zero)
 
     def row(m: Expr, base: Expr) -> None:
         start = T.bind(m * channels)
@@ -322,8 +329,13 @@ def rows(
         sweep(channels, lanes, last)
         inverse, back = scale_of(T.reinterpret("float32", most.result()))
         T.buffer_store(scales, back, [m])
-        sweep(channels, lanes, lambda c, n, part: layout.store(out, m, c, value(c, n), inverse, n))
-        layout.zeros(out, m, channels)
+
+        def code(c: Expr, n: int, part: int) -> None:
+            del part
+            layout.store(out, m, c, value(c, n), inverse, rounding, n)
+
+        sweep(channels, lanes, code)
+        layout.zeros(out, m, zero, channels)
 
     with T.parallel(threads) as worker:
         first = T.bind(T.floordiv(worker * count, threads))

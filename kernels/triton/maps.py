@@ -123,18 +123,34 @@ class Passes:
             )
         )
 
-    def write(self, out: str, dtype: torch.dtype, pitch: int, pre: str) -> None:
+    def write(
+        self,
+        out: str,
+        dtype: torch.dtype,
+        pitch: int,
+        pre: str,
+        border: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> int:
         """Write the concatenation, normalised and activated, as ``[images, pixels, pitch]``.
 
-        int8 is quantised by :meth:`statistics`' extremes, with a ``row_scale`` an image.
+        int8 is quantised by :meth:`statistics`' extremes, with a ``row_scale`` and a ``row_zero``
+        an image. A ``border`` of zeros is added at top, bottom, left and right of maps.
+
+        Returns:
+            pixels of an image, with its border.
         """
         integer = dtype is torch.int8
         if integer:
             self.scratch["row_scale"] = TensorSpec((self.images,), torch.float32)
+            self.scratch["row_zero"] = TensorSpec((self.images,), torch.int32)
+        height, width = self.specs[0].shape[1:-1] if any(border) else (1, self.pixels)
+        top, bottom, left, right = border
+        wide = width + left + right
+        bordered = (height + top + bottom) * wide
         dip, depth = DIPS.get(pre, (0.0, 0.0))
         at = 0
         for index, (name, channels) in enumerate(zip(self.inputs, self.channels, strict=True)):
-            width = channels if index + 1 < len(self.inputs) else pitch - at
+            written = channels if index + 1 < len(self.inputs) else pitch - at
             arguments: dict[str, Any] = {
                 "x": Slot(name),
                 "gain": self._slot("gain"),
@@ -142,13 +158,21 @@ class Passes:
                 "extremes": self._slot("extremes") if integer else None,
                 "out": Slot(out),
                 "scale": Slot("row_scale") if integer else None,
+                "zero": Slot("row_zero") if integer else None,
                 "pixels": self.pixels,
+                "map_height": height,
+                "map_width": width,
+                "bordered": bordered,
+                "wide": wide,
+                "top": top,
+                "left": left,
                 "channels": channels,
                 "channel_at": at,
                 "all_channels": sum(self.channels),
-                "width": width,
+                "width": written,
                 "pitch": pitch,
                 "groups": self._groups,
+                "BORDER": any(border),
                 "PRE": pre,
                 "INTEGER": integer,
                 "DIP": dip,
@@ -157,9 +181,10 @@ class Passes:
                 "BP": PIXELS,
                 "BC": CHANNELS,
             }
-            grid = (-(-self.pixels // PIXELS), -(-width // CHANNELS), self.images)
+            grid = (-(-bordered // PIXELS), -(-written // CHANNELS), self.images)
             self.launches.append(Launch(device.prepare_map, grid, arguments))
             at += channels
+        return bordered
 
     def _slot(self, name: str) -> Slot | None:
         return Slot(name) if name in self.scratch else None

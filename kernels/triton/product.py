@@ -17,14 +17,17 @@ from .gpu import Gpu
 from .kernel import Call, Kernel, Launch, Operand, Slot, TensorSpec, Unsupported
 from .tiles import LAUNCH, Tile, roof, tiles, traffic
 from .traffic import Problem
-from .weights import Order, Weights, column, pack
+from .weights import Order, Weights, column, column_sums, pack
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Map:
-    """How a convolution reads its left operand; sizes are those after upsampling."""
+    """How a convolution reads its left operand; sizes are those after upsampling.
+
+    With ``border`` all that taps reach is stored, and ``top`` and ``left`` count what is left.
+    """
 
     height: int
     width: int
@@ -36,6 +39,7 @@ class Map:
     top: int
     left: int
     upsample: bool
+    border: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ def products(call: Call, name: str, gpu: Gpu, left: Left, order: Order) -> Itera
     operands = left.operands | weights.operands
     if call["bias"] is not None:
         operands["bias"] = column(call["bias"], order)
+    if "row_zero" in left.scratch:
+        operands["column_sum"] = column_sums(call, order)
     for extra in ("shift", "residual"):
         if call.args.get(extra) is not None:
             operands[extra] = Operand((call[extra],))
@@ -174,7 +180,10 @@ def _layer(left: Left, columns: int, order: Order, extra_reads: int) -> Conv:
 
     def axis(size: int, out: int, taps: int, before: int, which: int) -> Axis:
         stride, dilation = read.stride[which], read.dilation[which]
-        after = (out - 1) * stride + (taps - 1) * dilation + 1 - size - before
+        touched = (out - 1) * stride + (taps - 1) * dilation + 1
+        if read.border:
+            return Axis(touched, taps, stride, dilation=dilation)
+        after = touched - size - before
         return Axis(size, taps, stride, (before, max(0, after)), dilation)
 
     rows = axis(read.height, read.out_height, order.taps // read.taps_wide, read.top, 0)
@@ -216,7 +225,7 @@ class _Builder:
             scratch["partial"] = TensorSpec((tile.split, problem.m, problem.n), dtype)
         after = {
             **{n: self.slot(n, scratch) for n in ("channel_scale", "bias", "shift", "residual")},
-            "row_scale": self.slot("row_scale", scratch),
+            **{n: self.slot(n, scratch) for n in ("row_scale", "row_zero", "column_sum")},
             "out": Slot("out"),
             "M": problem.m,
             "N": problem.n,
@@ -323,6 +332,7 @@ class _Builder:
             "DILATION_H": geometry.dilation[0],
             "DILATION_W": geometry.dilation[1],
             "UPSAMPLE": geometry.upsample,
+            "BORDER": geometry.border,
             "NORM": left.norm,
             "PRE": left.pre,
             "CODES": coded,

@@ -141,6 +141,24 @@ def pack(call: Call, order: Order) -> Weights:
     return Weights(operands, 4)
 
 
+def column_sums(call: Call, order: Order) -> Operand:
+    """What coded weights of a column add up to, with what padding is decoded to: int32.
+
+    Raises:
+        Unsupported: the weights are not constant.
+    """
+    values = [call[n] for n in ("weight", "table", "group_scale") if call[n] is not None]
+
+    def sums(
+        weight: torch.Tensor, table: torch.Tensor | None = None, scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if table is not None and len(table) == 256:  # padded with values, which are 0
+            weight, table, scale = integer.integer_weight(weight, table, scale), None, None
+        return integer.column_sums(weight, table, scale)
+
+    return _pack(values, ("sums", order), sums, call["channel_scale"].spec.shape, torch.int32)
+
+
 def column(value: Value, order: Order) -> Operand:
     """An operand with one element a column, a bias say."""
     if not order.gated:

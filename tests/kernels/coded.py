@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,23 @@ def exact(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Te
     x = torch.randint(-127, 128, shape, generator=generator)
     x[..., 0] = torch.randint(0, 2, shape[:-1], generator=generator) * 254 - 127
     return x.to(dtype)
+
+
+def exact_maps(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    seed: int = 0,
+    lows: tuple[int, ...] = (-90, 0, -254),
+) -> torch.Tensor:
+    """Integers that span 254 in every image, from its turn's low on: scale 1, codes exact."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.randint(0, 255, (shape[0], math.prod(shape[1:])), generator=generator)
+    for i, image in enumerate(flat):
+        image[0] = 254
+        image[1:2] = 0
+        image += lows[i % len(lows)] if len(image) > 1 else 0
+        image.copy_(image[torch.randperm(len(image), generator=generator)])
+    return flat.view(shape).to(dtype)
 
 
 def exact_codes(shape: tuple[int, ...], bits: int, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from zoomc.kernels import integer
 from zoomc.kernels.activation import ACTIVATIONS, DIPS
 from zoomc.kernels.operator import OPERATORS
 
-from .coded import coded, exact, exact_codes
+from .coded import coded, exact, exact_codes, exact_maps
 
 LINEAR, CONV = torch.ops.zoomc.linear, torch.ops.zoomc.conv2d
 
@@ -37,7 +37,7 @@ def test_group_scales_cover_64_channels_each():
 
 
 def test_conv_sums_are_the_integers():
-    inputs = [exact((2, 5, 6, 70), torch.float32), exact((2, 5, 6, 9), torch.float32)]
+    inputs = [exact_maps((3, 5, 6, 70), torch.float32), exact_maps((3, 5, 6, 9), torch.float32)]
     weight, extra = coded((8, 79, 3, 3), 4)
     extra["channel_scale"] = torch.arange(1, 9).float()
     y = CONV(inputs, weight, padding=[1, 1, 1, 1], stride=[2, 1], **extra)
@@ -82,12 +82,12 @@ def test_zeros_stay_zero():
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_extent_is_the_largest_magnitude(activation):
+def test_extent_is_what_an_activation_takes(activation):
     fn = ACTIVATIONS[activation]
     for low, high in ((-8, 5), (-8, -3), (-0.5, 0.1), (-0.3, 0.2), (0.5, 3), (-2, -1), (-1.5, 0)):
-        x = torch.linspace(low, high, 100001)
+        x = torch.linspace(min(low, 0), max(high, 0), 100001)
         got = integer.extent(torch.tensor(float(low)), torch.tensor(float(high)), activation)
-        torch.testing.assert_close(got, fn(x).abs().max(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got, (fn(x).min(), fn(x).max()), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("activation", DIPS)
@@ -105,6 +105,53 @@ def test_codes_round_to_even_and_never_reach_minus_128():
     assert codes.tolist() == [[127, 0, 2, 2, 0, -127, -126]] and scale == 1
     codes, _ = integer.quantise(torch.full((1, 4), -3e38), torch.tensor([[3e38]]))
     assert (codes == -127).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "zero"),
+    [
+        ((-27.0, 0.5, 1.5, 227.0), -100),
+        ((0.0, 254.0, 127.5), -127),  # none is negative
+        ((-254.0, -100.0), 127),  # all are
+        ((-0.5, 253.5), -127),  # both ends lie half-way between codes
+        ((-1.5, 252.5), -126),
+        ((0.0, 0.0), -127),
+    ],
+)
+def test_codes_of_images_reach_both_ends_and_0_is_a_code(values, zero):
+    x = torch.tensor([(*values, 0.0)])  # as of padding
+    ends = integer.extent(x.amin(1, keepdim=True), x.amax(1, keepdim=True), "none")
+    codes, zeros, scale = integer.quantise_between(x, *ends)
+    assert zeros.tolist() == [[zero]]
+    back = scale * (codes.float() - zeros)
+    assert ((back - x).abs() <= scale / 2).all()
+    assert codes.int().max() - codes.int().min() >= (253 if x.any() else 0)
+
+
+def test_codes_never_wrap_at_the_ends():
+    """What rounds up at the top or down at the bottom is no code without a clamp either."""
+    torch.manual_seed(0)
+    low, high = -torch.rand(100000) ** 4, torch.rand(100000) ** 4
+    codes = torch.stack([integer.quantise_between(x, low, high)[0] for x in (low, high)])
+    span = high - low
+    inverse = span.new_tensor(254) / span
+    zero = torch.floor(-low * inverse) - 127
+    unclamped = torch.stack([x * inverse for x in (low, high)]).double() + zero
+    assert torch.equal(unclamped.round(), codes.double())
+    assert ((unclamped > -128.4) & (unclamped < 127.4)).all()
+
+
+def test_an_image_behind_silu_loses_less_than_by_one_scale_alone():
+    torch.manual_seed(0)
+    x = F.silu(torch.randn(2, 32, 32, 64))
+    weight = torch.randint(-127, 128, (16, 64, 3, 3), dtype=torch.int8)
+    wanted = F.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), padding=1)
+    y = CONV([x], weight, padding=[1, 1, 1, 1], channel_scale=torch.ones(16))
+    codes, scale = integer.quantise(x, x.abs().amax((1, 2, 3), keepdim=True))
+    symmetric = (codes * scale).permute(0, 3, 1, 2).double()
+    before = F.conv2d(symmetric, weight.double(), padding=1) - wanted
+    after = y.permute(0, 3, 1, 2) - wanted
+    assert after.norm() < 0.6 * before.norm()
 
 
 def test_shapes_and_flops_of_coded_calls():

@@ -36,32 +36,45 @@ def gelu(x):
 
 
 @triton.jit
-def to_int8(x, inverse):
-    """``clamp(round(x · inverse), -127, 127)``, halves to even; NaN gives 0.
+def to_int8(x, inverse, zero):
+    """``round(x · inverse + zero)``, halves to even; NaN gives 0.
 
-    ``inverse`` is 127 times a reciprocal, as torch divides a number by a tensor.
+    ``zero`` is an integer in fp32.
     """
-    y = x * inverse
-    y = tl.where(y == y, y, 0.0)
-    y = tl.minimum(tl.maximum(y, -127.0), 127.0)
     # Adding 1.5 · 2^23 leaves no bit for a fraction: the addition itself rounds to even.
-    return ((y + 12582912.0) - 12582912.0).to(tl.int8)
+    y = (x * inverse + (12582912.0 + zero)) - 12582912.0
+    y = tl.where(y == y, y, 0.0)
+    return tl.minimum(tl.maximum(y, -128.0), 127.0).to(tl.int8)
 
 
 @triton.jit
-def largest_of(low, high, NAME: tl.constexpr, DIP: tl.constexpr, DEPTH: tl.constexpr):
-    """The largest magnitude an activation reaches from ``low`` to ``high``; NaN if either is.
+def extent(low, high, NAME: tl.constexpr, DIP: tl.constexpr, DEPTH: tl.constexpr):
+    """The least and largest value an activation takes from ``low`` to ``high`` and at 0.
 
-    ``DEPTH`` is how far the activation dips below zero at ``DIP``; 0 if it only rises.
+    ``DEPTH`` is how far the activation dips below zero at ``DIP``; 0 if it only rises. An end that
+    is NaN stays so.
     """
-    a = tl.abs(activate(low, NAME))
-    b = tl.abs(activate(high, NAME))
-    top = tl.where(a > b, a, b)
+    low = tl.where(low > 0.0, 0.0, low)
+    least = activate(low, NAME)
+    most = activate(tl.where(high < 0.0, 0.0, high), NAME)
     if DEPTH > 0:
-        inside = (low < DIP) & (high > DIP)
-        top = tl.where(inside & (top < DEPTH), DEPTH, top)
-    top = tl.where(top < 7.888609052210118e-31, 7.888609052210118e-31, top)  # 2^-100
-    return tl.where((a == a) & (b == b), top, a + b)
+        least = tl.where((low < DIP) & (least > -DEPTH), -DEPTH, least)
+    return least, most
+
+
+@triton.jit
+def scale_of(largest, CODES: tl.constexpr):
+    """What values up to this are multiplied by to give so many codes, and the scale back."""
+    largest = tl.where(largest < 7.888609052210118e-31, 7.888609052210118e-31, largest)  # 2^-100
+    return tl.div_rn(CODES * 1.0, largest), tl.div_rn(largest, CODES * 1.0)
+
+
+@triton.jit
+def scale_between(low, high):
+    """As the reference's ``quantise_between``: the inverse, the zero in fp32, the scale back."""
+    inverse, scale = scale_of(high - low, 254)
+    zero = tl.floor(-low * inverse) - 127.0
+    return inverse, tl.where(zero == zero, zero, 0.0), scale
 
 
 @triton.jit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .language import activate, largest_of, to_int8
+from .language import activate, extent, scale_between, to_int8
 
 
 @triton.jit
@@ -135,13 +135,21 @@ def prepare_map(
     extremes,
     out,
     scale,
+    zero,
     pixels,
+    map_height,
+    map_width,
+    bordered,
+    wide,
+    top,
+    left,
     channels,
     channel_at,
     all_channels,
     width,
     pitch,
     groups,
+    BORDER: tl.constexpr,
     PRE: tl.constexpr,
     INTEGER: tl.constexpr,
     DIP: tl.constexpr,
@@ -150,17 +158,26 @@ def prepare_map(
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Normalise, activate and store one input as channels of ``out [images, pixels, pitch]``.
+    """Normalise, activate and store one input as channels of ``out [images, bordered, pitch]``.
 
-    ``width`` channels are written from ``channel_at`` on, zeros where the input has none. With
-    ``INTEGER`` they are int8, and ``scale [images]`` takes them back. The grid is ``(blocks of
-    pixels, blocks of channels, images)``.
+    With ``BORDER`` the ``pixels`` lie in rows of ``wide``, ``top`` rows and ``left`` pixels from
+    the border's. ``width`` channels are written from ``channel_at`` on, zeros where the input has
+    none. With ``INTEGER`` they are int8: ``zero [images]`` is what stands for 0 and ``scale
+    [images]`` takes differences from it back. The grid is ``(blocks of pixels, blocks of channels,
+    images)``.
     """
     image = tl.program_id(2)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    mask = (p < pixels)[:, None] & (c < channels)[None, :]
-    at = (image * pixels + p)[:, None] * channels + c[None, :]
+    real = p < bordered
+    source = p
+    if BORDER:
+        y0 = p // wide - top
+        x0 = p % wide - left
+        real = real & (y0 >= 0) & (y0 < map_height) & (x0 >= 0) & (x0 < map_width)
+        source = y0 * map_width + x0
+    mask = real[:, None] & (c < channels)[None, :]
+    at = (image * pixels + source)[:, None] * channels + c[None, :]
     y = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     if gain is not None:
         at = image * all_channels + channel_at + c
@@ -168,8 +185,8 @@ def prepare_map(
         b = tl.load(offset + at, mask=c < channels, other=0.0)
         y = y * a[None, :] + b[None, :]
     y = tl.where(mask, activate(y, PRE), 0.0)
-    at = (image * pixels + p)[:, None] * pitch + channel_at + c[None, :]
-    inside = (p < pixels)[:, None] & (c < width)[None, :]
+    at = (image * bordered + p)[:, None] * pitch + channel_at + c[None, :]
+    inside = (p < bordered)[:, None] & (c < width)[None, :]
     if INTEGER:
         group = tl.arange(0, BG)
         at_group = image * groups + group
@@ -179,9 +196,11 @@ def prepare_map(
         spoiled = tl.sum(((low != low) & (group < groups)).to(tl.int32), 0) > 0
         least = tl.where(spoiled, float("nan"), tl.min(low, 0))
         most = tl.where(spoiled, float("nan"), tl.max(high, 0))
-        top = largest_of(least, most, PRE, DIP, DEPTH)
-        tl.store(out + at, to_int8(y, tl.div_rn(1.0, top) * 127.0), mask=inside)
+        least, most = extent(least, most, PRE, DIP, DEPTH)
+        inverse, nothing, back = scale_between(least, most)
+        tl.store(out + at, to_int8(y, inverse, nothing), mask=inside)
         first = (tl.program_id(0) == 0) & (tl.program_id(1) == 0) & (channel_at == 0)
-        tl.store(scale + image, tl.div_rn(top, 127.0), mask=first)
+        tl.store(scale + image, back, mask=first)
+        tl.store(zero + image, nothing.to(tl.int32), mask=first)
     else:
         tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)

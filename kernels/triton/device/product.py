@@ -43,6 +43,7 @@ def accumulate(
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     UPSAMPLE: tl.constexpr,
+    BORDER: tl.constexpr,
     NORM: tl.constexpr,
     PRE: tl.constexpr,
     CODES: tl.constexpr,
@@ -79,7 +80,10 @@ def accumulate(
             mask = inside[:, None]
             if not EVEN:
                 mask = mask & (c < channels)[None, :]
-            a = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0)
+            if BORDER and EVEN:
+                a = tl.load(x + at[:, None] + c[None, :])
+            else:
+                a = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0)
         else:
             c = step * BK + k
             at = rows * channels
@@ -129,7 +133,9 @@ def epilogue(
     acc,
     out,
     row_scale,
+    row_zero,
     channel_scale,
+    column_sum,
     bias,
     shift,
     residual,
@@ -146,6 +152,9 @@ def epilogue(
     """Scale, add the bias, activate or gate, add shift and residual, store one block."""
     rows = m0 + tl.arange(0, BM)
     columns = n0 + tl.arange(0, BN)
+    if row_zero is not None:
+        zero = tl.load(row_zero + rows // pixels, mask=rows < M, other=0)
+        acc -= zero[:, None] * tl.load(column_sum + columns, mask=columns < N, other=0)[None, :]
     y = acc.to(tl.float32)
     if channel_scale is not None:
         scale = tl.load(channel_scale + columns, mask=columns < N, other=0.0)[None, :]
@@ -189,7 +198,9 @@ def product(
     gain,
     offset,
     row_scale,
+    row_zero,
     channel_scale,
+    column_sum,
     bias,
     shift,
     residual,
@@ -220,6 +231,7 @@ def product(
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     UPSAMPLE: tl.constexpr,
+    BORDER: tl.constexpr,
     NORM: tl.constexpr,
     PRE: tl.constexpr,
     CODES: tl.constexpr,
@@ -237,7 +249,8 @@ def product(
     """One block of ``out``, or of one split's partial sums.
 
     ``x0`` and ``x1`` are rows ``[M, channels]`` or, with ``MAP``, maps ``[images, height, width,
-    channels]`` (halved in height and width with ``UPSAMPLE``) concatenated along the channels.
+    channels]`` (halved in height and width with ``UPSAMPLE``) concatenated along the channels;
+    with ``BORDER`` all that taps reach is in them.
     ``w`` is ``[N, depth]``: for each input its taps, for each tap its channels, padded with zeros
     to whole blocks. Programs walk down ``group`` block rows at a time.
     """
@@ -265,8 +278,8 @@ def product(
     acc = accumulate(
         acc, x0, w, table, group_scale, row_mean, row_deviation, gain, offset, rows, columns,
         tensor, begin, end, 0, depth, 0, channels0, chunks0, pixels, out_width, height, width,
-        top, left, MAP, KW, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, UPSAMPLE, NORM, PRE,
-        CODES, PERMUTE, EVEN, PRECISION, BN, BK,
+        top, left, MAP, KW, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, UPSAMPLE, BORDER, NORM,
+        PRE, CODES, PERMUTE, EVEN, PRECISION, BN, BK,
     )  # fmt: skip
     if x1 is not None:
         begin1 = tl.maximum(begin - steps0, 0)
@@ -274,7 +287,7 @@ def product(
             acc, x1, w, table, group_scale, row_mean, row_deviation, gain, offset, rows, columns,
             tensor, begin1, end1, depth1, depth, channels0, channels1, chunks1, pixels, out_width,
             height, width, top, left, MAP, KW, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
-            UPSAMPLE, NORM, PRE, CODES, PERMUTE, EVEN, PRECISION, BN, BK,
+            UPSAMPLE, BORDER, NORM, PRE, CODES, PERMUTE, EVEN, PRECISION, BN, BK,
         )  # fmt: skip
     if SPLIT > 1:
         at_m = block_m * BM + tl.arange(0, BM)
@@ -283,8 +296,8 @@ def product(
         tl.store(partial + at, acc, mask=(at_m < M)[:, None] & (at_n < N)[None, :])
     else:
         epilogue(
-            acc, out, row_scale, channel_scale, bias, shift, residual, block_m * BM,
-            block_n * BN, M, N, pixels, BM, BN, GATED, ACTIVATION,
+            acc, out, row_scale, row_zero, channel_scale, column_sum, bias, shift, residual,
+            block_m * BM, block_n * BN, M, N, pixels, BM, BN, GATED, ACTIVATION,
         )  # fmt: skip
 
 
@@ -292,7 +305,9 @@ def product(
 def finish(
     partial,
     row_scale,
+    row_zero,
     channel_scale,
+    column_sum,
     bias,
     shift,
     residual,
@@ -317,8 +332,8 @@ def finish(
     for split in range(1, SPLIT):
         acc += tl.load(partial + split * M * N + at, mask=mask, other=0)
     epilogue(
-        acc, out, row_scale, channel_scale, bias, shift, residual, m0, n0, M, N, pixels, BM, BN,
-        GATED, ACTIVATION,
+        acc, out, row_scale, row_zero, channel_scale, column_sum, bias, shift, residual, m0, n0, M,
+        N, pixels, BM, BN, GATED, ACTIVATION,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .language import activate, largest_of, to_int8
+from .language import activate, scale_of, to_int8
 
 
 @triton.jit
@@ -66,8 +66,8 @@ def prepare_rows(
         spoiled = tl.sum((magnitude != magnitude).to(tl.int32), 1) > 0
         top = tl.max(tl.where(magnitude == magnitude, magnitude, 0.0), 1)
         top = tl.where(spoiled, float("nan"), top)
-        top = largest_of(top, top, "none", 0.0, 0.0)
-        tl.store(out + at, to_int8(y, (tl.div_rn(1.0, top) * 127.0)[:, None]), mask=inside)
-        tl.store(scale + rows, tl.div_rn(top, 127.0), mask=rows < M)
+        inverse, back = scale_of(top, 127)
+        tl.store(out + at, to_int8(y, inverse[:, None], 0.0), mask=inside)
+        tl.store(scale + rows, back, mask=rows < M)
     else:
         tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)

@@ -75,6 +75,8 @@ class Table(Command):
 class Product(Command):
     """int8 × int8 into int32: a tile of a convolution; a matmul is one of one tap.
 
+    Inputs enter the array less their image's zero; padding is 0 behind that.
+
     Attributes:
         source: scratchpad address of the input held, ``(·, held_h, held_w, held_c)`` int8.
         held_h: its rows.
@@ -114,6 +116,7 @@ class Product(Command):
         add: 1 to add to the sums, 0 to begin them.
         bits: of a weight code.
         group: input channels that share an integer scale; 0 = none.
+        zero: scratchpad address of int32 zeros of the images, from the tile's first on; 0 = none.
     """
 
     code, function = 3, "zoomc_npu_product"
@@ -154,6 +157,7 @@ class Product(Command):
     add: int
     bits: int
     group: int
+    zero: int
 
 
 #: Epilogue activations by number.

@@ -50,7 +50,7 @@ class Job:
         bias: whether there is one.
         shift: whether every image has a shift per channel.
         residual: whether something is added last.
-        per_row: whether every row has a scale of its own; else every image.
+        per_row: whether every row has a scale of its own; else every image, and a zero.
         activation: of :data:`ACTIVATION_CODES`.
         half: whether results are bf16; else fp32.
     """
@@ -97,6 +97,7 @@ class Job:
             "column": 4 * channels,
             "bias": 4 * channels if self.bias else 0,
             "row": 4 * self.scales,
+            "zero": 0 if self.per_row else 4 * self.layer.batch,
             "shift": 4 * channels * self.layer.batch if self.shift else 0,
         }
         starts = itertools.accumulate(sizes.values(), initial=0)
@@ -321,6 +322,7 @@ class _Writer:
         sums = self._spatial(None if "s" in cover["output"] else spatial)
         s_wide = "o" in cover["output"]
         (n0, n), (p0, p), (q0, q) = spatial
+        zeros = job.constants()["zero"][0] + 4 * n0
         return Product(
             where["input"],
             hy,
@@ -359,6 +361,7 @@ class _Writer:
             int(i0 > 0),
             job.bits,
             job.group,
+            0 if job.per_row else zeros,
         )
 
     def _leave(self, key: tuple[object, ...], near: int) -> Iterator[Command]:

@@ -271,6 +271,9 @@ class Simulator:
         held = (images, c.held_h, c.held_w, c.held_c)
         x = self._bytes(c.source, int(np.prod(held))).view(torch.int8).view(held)
         x = x[c.n0 :, c.h0 : c.h0 + c.h, c.w0 : c.w0 + c.w, c.c0 : c.c0 + c.c]
+        if c.zero:
+            zeros = self._bytes(c.zero, 4 * c.n).view(torch.int32)
+            x = x.to(torch.int16) - zeros.view(-1, 1, 1, 1).to(torch.int16)
         weight = self._weights(c)
         down = (c.p - 1) * c.sy + c.kh - c.top - c.h
         across = (c.q - 1) * c.sx + c.kw - c.left - c.w
@@ -362,10 +365,11 @@ class Simulator:
 def exact_conv2d(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
     """An int8 convolution's int32 sums, by fp32 ones short enough to be exact.
 
-    Sums of integers below 2²⁴ have no rounding in fp32, in whatever order, and int8 values none in
-    the bf16 that a matmul may be allowed to read them as.
+    Inputs are within ±256, as differences of int8 are. Sums of integers below 2²⁴ have no rounding
+    in fp32, in whatever order, and such values none in the bf16 that a matmul may be allowed to
+    read them as.
     """
-    most = max(1, (2**24 - 1) // (128 * 128 * weight.shape[2] * weight.shape[3]))
+    most = max(1, (2**24 - 1) // (256 * 128 * weight.shape[2] * weight.shape[3]))
     total: torch.Tensor | None = None
     for xs, ws in zip(x.split(most, 1), weight.split(most, 1), strict=True):
         part = F.conv2d(xs.float(), ws.float(), stride=stride).to(torch.int32)

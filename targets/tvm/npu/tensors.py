@@ -120,11 +120,14 @@ def _linear(name: str, args: Mapping[str, Any], bits: int) -> Conv:
     )
 
 
-def quantised(op: str, args: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def quantised(
+    op: str, args: Mapping[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Everything before the product, as the operator's reference does it.
 
     Returns:
-        int8 codes ``(N, H, W, C)`` or ``(M, K)``, and their scales ``(N,)`` or ``(M,)``.
+        int8 codes ``(N, H, W, C)`` or ``(M, K)``, their scales ``(N,)`` or ``(M,)``, and the
+        images' zeros: int8 ``(N,)`` or None.
     """
     if op == "zoomc::linear":
         x, gain, offset = integer.wide(args["x"], args["norm_weight"], args["norm_bias"])
@@ -132,7 +135,7 @@ def quantised(op: str, args: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Ten
             x = F.layer_norm(x, x.shape[-1:], gain, offset, args["norm_eps"])
         x = ACTIVATIONS[args["pre_activation"]](x)
         codes, scale = integer.quantise(x, x.abs().amax(-1, keepdim=True))
-        return codes.reshape(-1, codes.shape[-1]), scale.flatten()
+        return codes.reshape(-1, codes.shape[-1]), scale.flatten(), None
     x = torch.cat([t.permute(0, 3, 1, 2) for t in args["inputs"]], dim=1)
     x, gain, offset = integer.wide(x, args["norm_weight"], args["norm_bias"])
     if args["norm_groups"]:
@@ -141,8 +144,9 @@ def quantised(op: str, args: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Ten
     x = ACTIVATIONS[args["pre_activation"]](x)
     if args["upsample"]:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-    codes, scale = integer.quantise(x, integer.extent(low, high, args["pre_activation"]))
-    return codes.permute(0, 2, 3, 1), scale.flatten()
+    ends = integer.extent(low, high, args["pre_activation"])
+    codes, zero, scale = integer.quantise_between(x, *ends)
+    return codes.permute(0, 2, 3, 1), scale.flatten(), zero.flatten()
 
 
 def _interleaved(x: torch.Tensor, job: Job) -> torch.Tensor:
@@ -176,20 +180,23 @@ def weight_bytes(program: Program, args: Mapping[str, Any]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def constant_bytes(job: Job, args: Mapping[str, Any], scale: torch.Tensor) -> torch.Tensor:
-    """The table and the fp32 constants of the epilogue: uint8."""
+def constant_bytes(
+    job: Job, args: Mapping[str, Any], scale: torch.Tensor, zero: torch.Tensor | None
+) -> torch.Tensor:
+    """The table, the fp32 constants of the epilogue and the int32 zeros: uint8."""
     parts: list[torch.Tensor] = []
     if job.entries:
         table = args["table"].contiguous().view(torch.uint8)
         parts.append(F.pad(table, (0, TABLE - table.numel())))
-    floats = [_interleaved(args["channel_scale"], job)]
+    words = [_interleaved(args["channel_scale"], job).float()]
     if job.bias:
-        floats.append(_interleaved(args["bias"], job))
-    floats.append(scale)
+        words.append(_interleaved(args["bias"], job).float())
+    words.append(scale)
+    if zero is not None:
+        words.append(zero.to(torch.int32))
     if job.shift:
-        floats.append(args["shift"].flatten())
-    parts += [t.float().contiguous().view(torch.uint8).flatten() for t in floats]
-    return torch.cat(parts)
+        words.append(args["shift"].flatten().float())
+    return torch.cat(parts + [t.contiguous().view(torch.uint8).flatten() for t in words])
 
 
 def tensors(program: Program, op: str, args: Mapping[str, Any], weight: torch.Tensor) -> Any:
@@ -198,12 +205,16 @@ def tensors(program: Program, op: str, args: Mapping[str, Any], weight: torch.Te
     ``weight`` is :func:`weight_bytes`, which does not change from call to call.
     """
     job = program.job
-    codes, scale = quantised(op, args)
-    codes = F.pad(codes, (0, job.layer.depth - codes.shape[-1]))
+    codes, scale, zero = quantised(op, args)
+    extra = job.layer.depth - codes.shape[-1]
+    if zero is None:
+        codes = F.pad(codes, (0, extra))
+    elif extra:  # nothing but the zero is nothing to the product
+        codes = torch.cat([codes, zero.view(-1, 1, 1, 1).expand(*codes.shape[:-1], extra)], -1)
     found = {
         "input": codes,
         "weight": weight,
-        "constants": constant_bytes(job, args, scale),
+        "constants": constant_bytes(job, args, scale, zero),
     }
     if job.residual:
         kind = torch.bfloat16 if job.half else torch.float32

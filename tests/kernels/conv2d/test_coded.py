@@ -9,7 +9,7 @@ from zoomc.kernels.tir.isa import isa
 from zoomc.kernels.tir.kernel import Unsupported, lower
 from zoomc.kernels.tir.run import bind, run
 
-from ..coded import MACHINES, check_close, check_exact, coded, exact
+from ..coded import MACHINES, check_close, check_exact, coded, exact_maps
 
 CONV = "zoomc::conv2d"
 SAME = [1, 1, 1, 1]
@@ -17,7 +17,7 @@ SAME = [1, 1, 1, 1]
 
 def operands(size, channels, out, kernel, bits):
     """Inputs and weights whose results are the integer sums themselves."""
-    inputs = [exact((*size, c), torch.float32, seed) for seed, c in enumerate(channels)]
+    inputs = [exact_maps((*size, c), torch.float32, seed) for seed, c in enumerate(channels)]
     weight, extra = coded((out, sum(channels), *kernel), bits)
     extra["channel_scale"] = torch.ones(out)
     return inputs, weight, extra

@@ -9,7 +9,7 @@ from zoomc.kernels.operator import OPERATORS
 from zoomc.kernels.triton.kernel import Unsupported, candidates
 from zoomc.kernels.triton.run import bind, evaluate
 
-from ...coded import coded, exact
+from ...coded import coded, exact_maps
 from .compare import DTYPES, GPU, check, check_exactly, routes
 
 CONV = "zoomc::conv2d"
@@ -126,7 +126,7 @@ def test_nan_stays_in_its_image():
 @pytest.mark.parametrize("channels", [(16,), (70, 9, 8)])
 def test_coded_weights_bit_for_bit(bits, channels):
     weight, extra = coded((12, sum(channels), 3, 3), bits)
-    inputs = [exact((2, 5, 3, c), torch.float32, c) for c in channels]
+    inputs = [exact_maps((3, 5, 3, c), torch.float32, c) for c in channels]
     check_exactly(CONV, inputs, weight, padding=SAME, **extra)
     inputs = maps((2, 5, 3), *channels, dtype=torch.float32)
     check_exactly(CONV, inputs, weight, torch.randn(12), padding=SAME, stride=[2, 1], **extra)
