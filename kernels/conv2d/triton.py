@@ -53,7 +53,7 @@ def conv2d(call: Call, gpu: Gpu) -> Iterator[Kernel]:
 
 
 def _border(call: Call) -> tuple[int, int, int, int]:
-    """Pixels that hold the padding of a coded map: before upsampling, so one stands for two."""
+    """Pixels that hold the padding of a quantised map: before upsampling, so one stands for two."""
     scale = 2 if call["upsample"] else 1
     top, bottom, left, right = (-(-side // scale) for side in call["padding"])
     return top, bottom, left, right

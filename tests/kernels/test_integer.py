@@ -131,7 +131,7 @@ def test_codes_of_images_reach_both_ends_and_0_is_a_code(values, zero):
 def test_codes_never_wrap_at_the_ends():
     """What rounds up at the top or down at the bottom is no code without a clamp either."""
     torch.manual_seed(0)
-    low, high = -torch.rand(100000) ** 4, torch.rand(100000) ** 4
+    low, high = -(torch.rand(100000) ** 4), torch.rand(100000) ** 4
     codes = torch.stack([integer.quantise_between(x, low, high)[0] for x in (low, high)])
     span = high - low
     inverse = span.new_tensor(254) / span

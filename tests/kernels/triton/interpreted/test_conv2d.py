@@ -9,7 +9,7 @@ from zoomc.kernels.operator import OPERATORS
 from zoomc.kernels.triton.kernel import Unsupported, candidates
 from zoomc.kernels.triton.run import bind, evaluate
 
-from ...coded import coded, exact_maps
+from ...coded import coded, exact, exact_maps
 from .compare import DTYPES, GPU, check, check_exactly, routes
 
 CONV = "zoomc::conv2d"
