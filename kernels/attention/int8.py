@@ -1,5 +1,10 @@
 """The loop of integer attention: as :mod:`.flash`, but weights are codes by their block's own
-largest score, so that every block is scaled into the sum of all."""
+largest score, so that every block is scaled into the sum of all.
+
+It is for vectors. On tiles the exponentials are what takes time already with bf16 products, and
+codes need more of it: a maximum first, a shift for each weight, and a scale for each block of
+outputs.
+"""
 
 from __future__ import annotations
 

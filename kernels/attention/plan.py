@@ -103,6 +103,17 @@ def _round(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
+def _balanced(block: int, unit: int, queries: int, heads: int, threads: int) -> int:
+    """The block halved while that spares the busiest worker a sixteenth of its queries."""
+
+    def most(block: int) -> int:
+        return -(-heads * -(-queries // block) // threads) * block
+
+    while block > unit and most(block // 2) * 16 <= most(block) * 15:
+        block //= 2
+    return block
+
+
 def plan(q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa, step: int, nbytes: int) -> Plan:
     """Block sizes for a call.
 
@@ -125,15 +136,9 @@ def plan(q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa, step: int, nb
     if 2 * keys * dim * nbytes > isa.l2 // 2:
         while block_q < _LARGE and 4 * block_q * 2 * (2 * dim + block_k) <= isa.l2:
             block_q *= 2
-
-    def rounds(block: int) -> int:
-        """Strips the busiest worker passes."""
-        tasks = batch * heads * -(-queries // block)
-        return -(-tasks // isa.threads) * (block // strip)
-
-    while block_q > strip and rounds(block_q // 2) * 16 <= rounds(block_q) * 15:
-        block_q //= 2
-    return Plan(batch, heads, dim, queries, keys, isa.lanes, block_q, block_k, max(isa.threads, 1))
+    threads = max(isa.threads, 1)
+    block_q = _balanced(block_q, strip, queries, batch * heads, threads)
+    return Plan(batch, heads, dim, queries, keys, isa.lanes, block_q, block_k, threads)
 
 
 def plan_rows(
@@ -152,18 +157,22 @@ def plan_rows(
         while block_q < min(_STREAMED, queries):
             block_q *= 2
     threads = max(isa.threads, 1)
-
-    def rounds(block: int) -> int:
-        return -(-batch * heads * -(-queries // block) // threads) * block
-
-    while block_q > unit and rounds(block_q // 2) * 16 <= rounds(block_q) * 15:
-        block_q //= 2
+    block_q = _balanced(block_q, unit, queries, batch * heads, threads)
     return Plan(batch, heads, dim, queries, keys, isa.lanes, block_q, block_k, threads)
 
 
 def plan_codes(q: TensorSpec, keys: int, heads: int, dim: int, isa: Isa, block: int) -> Plan:
-    """Block sizes for a call in integers, whose scales fix the keys of a block."""
-    return replace(plan(q, keys, heads, dim, isa, 8, 1), block_k=block)
+    """Block sizes for a call in integers, whose scales fix the keys of a block.
+
+    A block's codes stay in the first-level cache while many queries pass, 32 or so at a time.
+    """
+    batch, queries, _ = q.shape
+    strip, threads = 2 * isa.lanes, max(isa.threads, 1)
+    block_q = strip
+    while block_q < min(_STREAMED, queries):
+        block_q *= 2
+    block_q = _balanced(block_q, strip, queries, batch * heads, threads)
+    return Plan(batch, heads, dim, queries, keys, isa.lanes, block_q, block, threads)
 
 
 def vector_width(dim: int, lanes: int) -> int:

@@ -58,8 +58,11 @@ def _generator(
         blocks, _ = cut(plan_codes(q, keys, heads, dim, isa, BLOCK), 2 * isa.lanes, BLOCK)
         if blocks.block_k != BLOCK:
             raise StalePlan(f"int8 attention takes {BLOCK} keys at a time, not {blocks.block_k}")
-        same = (b for b in blocks.nearby(blocks.strip, BLOCK) if b.keys == BLOCK)
-        return blocks, Int8(problem, blocks, sign, isa), Int8.__name__, lambda: same
+
+        def others() -> Iterator[Blocks]:
+            return (b for b in blocks.nearby(blocks.strip, BLOCK) if b.keys == BLOCK)
+
+        return blocks, Int8(problem, blocks, sign, isa), Int8.__name__, others
     # Of several words, few keys do not repay what comes before the first step.
     worth = words == 1 or keys >= 256
     if isa.amx and worth and dim <= Rows.widest and not problem.edits_scores:

@@ -249,8 +249,9 @@ def test_int8_says_why_not() -> None:
     with pytest.raises(StalePlan, match="128 keys"):
         kernel(BYTES[0], plan={"queries": 32, "keys": 256})
     planned = kernel(BYTES[0], inputs((1, 2, 500, 500, 16)))
-    nearby = list(planned.nearby())
-    assert nearby and {plan.keys for plan in nearby} == {BLOCK}
+    for _ in range(2):
+        nearby = list(planned.nearby())
+        assert nearby and {plan.keys for plan in nearby} == {BLOCK}
 
 
 # --- bf16 kernels ---------------------------------------------------------------------------
