@@ -16,7 +16,7 @@ from zoomc.kernels.tir.kernel import lower
 from zoomc.kernels.tir.processor import Processor
 from zoomc.kernels.tir.run import bind, overload
 
-from ..coded import coded, exact
+from ..coded import coded, exact, exact_maps
 from ..products import wide
 
 pytest.importorskip("unicorn", reason="kernels for Arm run on its emulated processor")
@@ -58,7 +58,7 @@ def test_linear_sums_are_exact(path, rows, k, n, bits):
     ],
 )
 def test_convolution_sums_are_exact(path, size, channels, out, kernel, bits, geometry):
-    inputs = [exact((*size, c), torch.float32, seed) for seed, c in enumerate(channels)]
+    inputs = [exact_maps((*size, c), torch.float32, seed) for seed, c in enumerate(channels)]
     weight, extra = coded((out, sum(channels), *kernel), bits)
     check_exact(path, CONV, inputs, weight, **geometry, **extra)
 
