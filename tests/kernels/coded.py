@@ -27,7 +27,7 @@ def exact_maps(
     seed: int = 0,
     lows: tuple[int, ...] = (-90, 0, -254),
 ) -> torch.Tensor:
-    """Integers that span 254 in every image, from its turn's low on: scale 1, codes exact."""
+    """Integers that span 254 in every image, from one of ``lows`` on: scale 1, codes exact."""
     generator = torch.Generator().manual_seed(seed)
     flat = torch.randint(0, 255, (shape[0], math.prod(shape[1:])), generator=generator)
     for i, image in enumerate(flat):

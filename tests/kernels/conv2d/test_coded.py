@@ -16,8 +16,9 @@ SAME = [1, 1, 1, 1]
 
 
 def operands(size, channels, out, kernel, bits):
-    """Inputs and weights whose results are the integer sums themselves."""
-    inputs = [exact_maps((*size, c), torch.float32, seed) for seed, c in enumerate(channels)]
+    """Inputs, of images in ranges far apart, and weights whose results are the integer sums."""
+    ranges = 2.0 ** torch.tensor([0, 20, -20])[: size[0], None, None, None]
+    inputs = [exact_maps((*size, c), torch.float32, s) * ranges for s, c in enumerate(channels)]
     weight, extra = coded((out, sum(channels), *kernel), bits)
     extra["channel_scale"] = torch.ones(out)
     return inputs, weight, extra
@@ -108,12 +109,12 @@ def test_scales_without_a_norm(activation, spread):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("norm_groups", [0, 4])
-def test_nonfinite_images_stay_nonfinite_and_alone(machine, norm_groups):
+@pytest.mark.parametrize("kwargs", [{}, {"pre_activation": "silu"}, {"norm_groups": 4}], ids=str)
+def test_nonfinite_images_stay_nonfinite_and_alone(machine, kwargs):
     x = torch.randn(4, 6, 6, 64)
     x[0, 2, 3, 5], x[1, 0, 0, 63], x[3, 5, 5, 17] = float("inf"), -float("inf"), float("nan")
     weight, extra = coded((33, 64, 1, 1), 4)
-    y = run(MACHINES[machine], CONV, [x], weight, norm_groups=norm_groups, **extra)
+    y = run(MACHINES[machine], CONV, [x], weight, **kwargs, **extra)
     finite = y.isfinite().flatten(1)
     assert finite[2].all() and not finite[[0, 1, 3]].any()
 
