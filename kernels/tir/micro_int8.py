@@ -167,6 +167,10 @@ def _tiles(ahead: int = 0) -> Text:
     return Text(name, ir + attributes(("amx-tile", "amx-int8")) + loop_without_unrolling())
 
 
+#: Words of a row multiplied in one turn of the loop: finding addresses takes ports from products.
+_TOGETHER = 8
+
+
 @cache
 def _vector(kind: str, rows: int, lanes: int) -> Text:
     """``rows`` rows by two vectors of columns; a step is 256 bytes of broadcasts a row or less.
@@ -193,10 +197,12 @@ def _vector(kind: str, rows: int, lanes: int) -> Text:
         function = "@llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "@llvm.x86.avx2.pmadd.wd"
         declare = f"declare {wide} {function}({half}, {half})\n"
         features = ("avx512f", "avx512bw") if lanes == 16 else ("avx2",)
+    together = _TOGETHER if kind == "vnni" else 1
+    turns = inner // together
     out = [
         f"define void @{name}(ptr %a, ptr %offsets, ptr %b, i64 %n, ptr %c, i32 %add) #0 {{",
         "entry:",
-        f"  %total = mul nuw nsw i64 %n, {inner}",
+        f"  %total = mul nuw nsw i64 %n, {turns}",
         *(
             f"  %c{i}_{j} = getelementptr i8, ptr %c, i64 {(i * 2 + j) * lanes * 4}"
             for i, j in tile
@@ -209,59 +215,66 @@ def _vector(kind: str, rows: int, lanes: int) -> Text:
         "loop:",
         "  %k = phi i64 [0, %entry], [0, %old], [%k1, %loop]",
         *(
-            f"  %s{i}_{j} = phi {wide} [zeroinitializer, %entry], [%i{i}_{j}, %old], "
+            f"  %s0_{i}_{j} = phi {wide} [zeroinitializer, %entry], [%i{i}_{j}, %old], "
             f"[%n{i}_{j}, %loop]"
             for i, j in tile
         ),
-        f"  %step = lshr i64 %k, {inner.bit_length() - 1}",
-        f"  %word = and i64 %k, {inner - 1}",
+        f"  %step = lshr i64 %k, {turns.bit_length() - 1}",
+        f"  %turn = and i64 %k, {turns - 1}",
         "  %op = getelementptr i32, ptr %offsets, i64 %step",
         "  %oi = load i32, ptr %op, align 4",
         "  %o = sext i32 %oi to i64",
         "  %ao = getelementptr i8, ptr %a, i64 %o",
-        "  %ap = getelementptr i32, ptr %ao, i64 %word",
-        f"  %bo = mul nuw nsw i64 %k, {2 * bytes_}",
-        "  %bp0 = getelementptr i8, ptr %b, i64 %bo",
-        f"  %bp1 = getelementptr i8, ptr %bp0, i64 {bytes_}",
+        f"  %ap = getelementptr [{together} x i32], ptr %ao, i64 %turn",
+        f"  %bo = mul nuw nsw i64 %k, {together * 2 * bytes_}",
+        "  %bp = getelementptr i8, ptr %b, i64 %bo",
     ]
-    for j in (0, 1):
-        out.append(f"  %r{j} = load <{bytes_} x i8>, ptr %bp{j}, align 4")
-        if kind != "vnni":
-            out.append(f"  %b{j} = sext <{bytes_} x i8> %r{j} to {half}")
-    if kind == "plain":
-        out += [f"  %x{j} = sext {half} %b{j} to <{2 * lanes} x i32>" for j in (0, 1)]
     even = ", ".join(f"i32 {2 * i}" for i in range(lanes))
     odd = ", ".join(f"i32 {2 * i + 1}" for i in range(lanes))
-    for i in range(rows):
-        out += [
-            f"  %p{i} = getelementptr i8, ptr %ap, i64 {i * pitch}",
-            f"  %l{i} = load i32, ptr %p{i}, align 4",
-            f"  %y{i} = insertelement {wide} poison, i32 %l{i}, i32 0",
-            f"  %v{i} = shufflevector {wide} %y{i}, {wide} poison, <{lanes} x i32> zeroinitializer",
-            f"  %w{i} = bitcast {wide} %v{i} to {quad if kind == 'vnni' else half}",
-        ]
-        if kind == "plain":
-            out.append(f"  %z{i} = sext {half} %w{i} to <{2 * lanes} x i32>")
+    both = f"<{2 * lanes} x i32>"
+    for u in range(together):
         for j in (0, 1):
-            at, new = f"{i}_{j}", f"%n{i}_{j}"
-            if kind == "vnni":
-                out.append(
-                    f"  {new} = call {wide} {function}({wide} %s{at}, {quad} %w{i}, {quad} %r{j})"
-                )
-            elif kind == "madd":
-                out.append(f"  %d{at} = call {wide} {function}({half} %w{i}, {half} %b{j})")
-            else:
-                both = f"<{2 * lanes} x i32>"
-                out += [
-                    f"  %m{at} = mul nsw {both} %z{i}, %x{j}",
-                    f"  %e{at} = shufflevector {both} %m{at}, {both} poison, "
-                    f"<{lanes} x i32> <{even}>",
-                    f"  %q{at} = shufflevector {both} %m{at}, {both} poison, "
-                    f"<{lanes} x i32> <{odd}>",
-                    f"  %d{at} = add {wide} %e{at}, %q{at}",
-                ]
+            out += [
+                f"  %bp{u}_{j} = getelementptr i8, ptr %bp, i64 {(2 * u + j) * bytes_}",
+                f"  %r{u}_{j} = load <{bytes_} x i8>, ptr %bp{u}_{j}, align 4",
+            ]
             if kind != "vnni":
-                out.append(f"  {new} = add {wide} %s{at}, %d{at}")
+                out.append(f"  %b{u}_{j} = sext <{bytes_} x i8> %r{u}_{j} to {half}")
+            if kind == "plain":
+                out.append(f"  %x{u}_{j} = sext {half} %b{u}_{j} to {both}")
+        for i in range(rows):
+            w = f"{u}_{i}"
+            out += [
+                f"  %p{w} = getelementptr i8, ptr %ap, i64 {i * pitch + 4 * u}",
+                f"  %l{w} = load i32, ptr %p{w}, align 4",
+                f"  %y{w} = insertelement {wide} poison, i32 %l{w}, i32 0",
+                f"  %v{w} = shufflevector {wide} %y{w}, {wide} poison, "
+                f"<{lanes} x i32> zeroinitializer",
+                f"  %w{w} = bitcast {wide} %v{w} to {quad if kind == 'vnni' else half}",
+            ]
+            if kind == "plain":
+                out.append(f"  %z{w} = sext {half} %w{w} to {both}")
+            for j in (0, 1):
+                at, old = f"{u}_{i}_{j}", f"%s{u}_{i}_{j}"
+                new = f"%n{i}_{j}" if u == together - 1 else f"%s{u + 1}_{i}_{j}"
+                if kind == "vnni":
+                    out.append(
+                        f"  {new} = call {wide} {function}"
+                        f"({wide} {old}, {quad} %w{w}, {quad} %r{u}_{j})"
+                    )
+                    continue
+                if kind == "madd":
+                    out.append(f"  %d{at} = call {wide} {function}({half} %w{w}, {half} %b{u}_{j})")
+                else:
+                    out += [
+                        f"  %m{at} = mul nsw {both} %z{w}, %x{u}_{j}",
+                        f"  %e{at} = shufflevector {both} %m{at}, {both} poison, "
+                        f"<{lanes} x i32> <{even}>",
+                        f"  %q{at} = shufflevector {both} %m{at}, {both} poison, "
+                        f"<{lanes} x i32> <{odd}>",
+                        f"  %d{at} = add {wide} %e{at}, %q{at}",
+                    ]
+                out.append(f"  {new} = add {wide} {old}, %d{at}")
     out += [
         "  %k1 = add nuw nsw i64 %k, 1",
         "  %end = icmp eq i64 %k1, %total",
