@@ -9,7 +9,8 @@ the same noise, by the pipeline in fp32 eager and with its UNet compressed in ea
 ending in ``-all`` compress the text encoder and the VAE too). PSNR and SSIM are of the painted
 part alone, against fp32. ``other-noise`` is fp32 with noise of another seed: a different picture
 of the same scene, the floor of what the figures can mean. The UNet's own error is that of its
-output, step by step, on what fp32 feeds it. Every peer runs in a process of its own.
+output, step by step, on what fp32 feeds it; there it is timed, too, in turn with fp32 eager, so
+that what else the machine does falls on both. Every peer runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -49,13 +50,12 @@ ELSEWHERE = 1_000_000
 WAYS: dict[str, dict[str, Any] | None] = {
     "other-noise": None,
     "eager-bf16": None,
-    "keep": {},
-    "bf16": {"dtype": "bf16"},
+    "keep": {"weights": "keep"},
+    "bf16": {"weights": "keep", "dtype": "bf16"},
     "int8": {"weights": "int8"},
     "int4": {"weights": "int4"},
+    "int4-plain": {"weights": "int4", "calibrate": False},
     "shared": {"weights": "shared"},
-    "int4-calibrated": {"weights": "int4", "calibrate": True},
-    "shared-calibrated": {"weights": "shared", "calibrate": True},
     "int4+2:4": {"weights": "int4+2:4"},
     "int4+50%": {"weights": "int4+50%"},
     "keep+2:4": {"weights": "keep+2:4"},
@@ -75,7 +75,7 @@ Call = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Unet(torch.nn.Module):
-    """Stands where the pipeline's UNet stood, times each call, and notes some of them.
+    """Stands where the pipeline's UNet stood, and notes some of its calls.
 
     Args:
         unet: whose configuration the pipeline asks for.
@@ -86,7 +86,6 @@ class Unet(torch.nn.Module):
         super().__init__()
         self.config, self.dtype, self.device = unet.config, torch.float32, torch.device("cpu")
         self.step = step
-        self.seconds: list[float] = []
         self.noting = False
         self.noted: list[tuple[Call, torch.Tensor]] = []
 
@@ -94,9 +93,7 @@ class Unet(torch.nn.Module):
         self, sample: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
     ) -> tuple[torch.Tensor]:
         """As ``UNet2DConditionModel`` without a dictionary."""
-        start = time.perf_counter()
         out = self.step(sample, t, encoder_hidden_states)
-        self.seconds.append(time.perf_counter() - start)
         if self.noting:
             self.noted.append(((sample, t, encoder_hidden_states), out))
         return (out,)
@@ -216,6 +213,10 @@ def compiled(options: dict[str, Any], everything: bool, records: list[Any]) -> W
             layers.update(layer["encoding"] for layer in graph["layers"])
             if graph["encoding_error"] is not None:
                 found["encoding_error"] = graph["encoding_error"]
+                found["layer_errors"] = [
+                    {key: layer[key] for key in ("weight", "shape", "encoding", "errors")}
+                    for layer in graph["layers"]
+                ]
         return found | {"layers": dict(layers)}
 
     def weight_bytes() -> int:
@@ -243,6 +244,19 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
+def beside(way: Way, original: Way, noted: list[tuple[Call, torch.Tensor]]) -> dict[str, Any]:
+    """The UNet's error on each of fp32's calls, and its seconds and fp32's, in turn."""
+    errors, seconds = [], []
+    step, wanted = way.pipeline.unet.step, original.pipeline.unet.step
+    for call, out in noted:
+        start = time.perf_counter()
+        wanted(*call)
+        middle = time.perf_counter()
+        errors.append(relative(step(*call), out))
+        seconds.append((time.perf_counter() - middle, middle - start))
+    return {"unet_error": errors, "seconds": seconds}
+
+
 def figures(
     way: Way, pictures: torch.Tensor, reference: torch.Tensor, masks: torch.Tensor
 ) -> dict[str, Any]:
@@ -251,22 +265,23 @@ def figures(
         "psnr": [round(v, 3) for v in psnr(pictures, reference, masks).tolist()],
         "ssim": [round(v, 5) for v in ssim(pictures, reference, masks).tolist()],
         "weight_bytes": way.weight_bytes(),
-        "seconds": statistics.median(way.pipeline.unet.seconds),
         **way.extra(),
     }
 
 
-TABLE = ("PSNR median", "worst", "SSIM median", "worst", "UNet error", "MB", "ms a step")
+TABLE = ("PSNR median", "worst", "SSIM median", "worst", "UNet error", "MB", "ms a step", "× fp32")
 
 
 def line(name: str, row: dict[str, Any]) -> str:
     """One way as a row of a Markdown table."""
-    error = row["unet_error"]
+    error, seconds = row.get("unet_error"), row.get("seconds")
     shown = f"{statistics.mean(error):.1e} ({min(error):.1e}–{max(error):.1e})" if error else ""
+    ms = f"{statistics.median(own for own, _ in seconds) * 1e3:.0f}" if seconds else ""
+    times = f"{statistics.median(fp32 / own for own, fp32 in seconds):.2f}" if seconds else ""
     return (
         f"| {name} | {statistics.median(row['psnr']):.1f} | {min(row['psnr']):.1f}"
         f" | {statistics.median(row['ssim']):.3f} | {min(row['ssim']):.3f} | {shown}"
-        f" | {row['weight_bytes'] / 1e6:.2f} | {row['seconds'] * 1e3:.0f} |"
+        f" | {row['weight_bytes'] / 1e6:.2f} | {ms} | {times} |"
     )
 
 
@@ -289,8 +304,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> None:
             seeds = range(offset, offset + arguments.seeds)
             return torch.cat([paint(way.pipeline, scenes, s, arguments, progress) for s in seeds])
 
-    def add(name: str, way: Way, pictures: torch.Tensor, error: list[float]) -> None:
-        rows[name] = figures(way, pictures, reference, masks) | {"unet_error": error}
+    def add(name: str, way: Way, pictures: torch.Tensor, steps: dict[str, Any]) -> None:
+        rows[name] = figures(way, pictures, reference, masks) | steps
         print(line(name, rows[name]), flush=True)
         shown.append((name, pictures[: arguments.show]))
         for path, write in (
@@ -307,7 +322,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> None:
     print(f"| | {' | '.join(TABLE)} |\n|{'---|' * (len(TABLE) + 1)}")
     reference = every_seed(original, "fp32", note=True)
     noted = original.pipeline.unet.noted
-    add("fp32", original, reference, [])
+    add("fp32", original, reference, {})
     calls = calibration(original, arguments) if arguments.peers else []
     for name in [*arguments.ways.split(","), *arguments.peers.split(",")]:
         if not name:
@@ -315,7 +330,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> None:
         gc.collect()
         torch._dynamo.reset()
         if name == "other-noise":
-            add(name, original, every_seed(original, name, ELSEWHERE), [])
+            add(name, original, every_seed(original, name, ELSEWHERE), {})
             continue
         with collect() as records, tempfile.TemporaryDirectory() as folder:
             if name == "eager-bf16":
@@ -325,9 +340,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> None:
             else:
                 way = peer(name, arguments, calls, folder)
             pictures = every_seed(way, name)
-            unet = way.pipeline.unet
-            error = [relative(unet.step(*call), out) for call, out in noted]
-            add(name, way, pictures, error)
+            add(name, way, pictures, beside(way, original, noted))
             way.close()
 
 

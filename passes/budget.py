@@ -12,8 +12,11 @@ from zoomc.kernels import integer
 
 from .validate import relative_error
 
-#: Runs of the whole graph that the search may take after the first two.
+#: Runs of the whole graph that the search may take, after those that measure.
 RUNS = 8
+
+#: Parts of the graph whose losses are taken to reach the outputs alike: a run for each.
+PARTS = 16
 
 
 class Ladder(Protocol):
@@ -51,10 +54,11 @@ def fit(
     """Set every candidate's level so that the error stays within the budget.
 
     One run of the graph measures what each layer loses by itself on each rung of its ladder, on
-    the very activations it sees. Steps up the ladder are then ordered by what they win for each
-    bit they cost, and runs of the whole graph find how many of them it takes, guided by the sum
-    of the squares of the errors that are left. With all steps taken nothing is lost, so a way
-    within the budget always exists.
+    the very activations it sees; a run for each part of the graph, with nothing lost elsewhere,
+    how much of such losses there reaches the outputs. Steps up the ladder are then ordered by what
+    they win for each bit they cost, and runs of the whole graph find how many of them it takes,
+    guided by the sum of the squares of the errors that are left. With all steps taken nothing is
+    lost, so a way within the budget always exists.
 
     Args:
         gm: the graph, weights not yet encoded.
@@ -80,14 +84,24 @@ def fit(
 
     with integer.sums_in(torch.float32):
         wanted = outputs(measure)
-        steps = _steps(candidates)
 
-        def error_after(count: int) -> float:
-            _take(candidates, steps[:count])
+        def error_now() -> float:
             found = outputs(lambda candidate, run: run(candidate.level))
             return max(map(relative_error, found, wanted), default=0.0)
 
-        count, error = _fewest(candidates, steps, budget, error_after)
+        _take(candidates, [])
+        error = error_now()
+        if error <= budget:
+            return error
+        order = {node: place for place, node in enumerate(gm.graph.nodes)}
+        losses = _losses(sorted(candidates, key=lambda c: order[c.node]), error_now)
+        steps = _steps(candidates, losses)
+
+        def error_after(count: int) -> float:
+            _take(candidates, steps[:count])
+            return error_now()
+
+        count, error = _fewest(candidates, losses, steps, budget, error, error_after)
     _take(candidates, steps[:count])
     return error
 
@@ -128,16 +142,46 @@ class _Layers(fx.Interpreter):
         return [y for y in results if isinstance(y, torch.Tensor) and y.is_floating_point()]
 
 
-def _steps(candidates: Sequence[Ladder]) -> list[Ladder]:
+#: Squared error of the outputs that a node causes on each rung, as estimated.
+Losses = Mapping[fx.Node, Sequence[float]]
+
+
+def _losses(candidates: Sequence[Ladder], error_now: Callable[[], float]) -> Losses:
+    """Each node's squared errors, scaled by how much of them reaches the outputs from its part.
+
+    Args:
+        candidates: in the graph's order; a part is a run of neighbours.
+        error_now: error of the outputs at the levels taken.
+    """
+    losses: dict[fx.Node, list[float]] = {}
+    size = math.ceil(len(candidates) / PARTS)
+    for start in range(0, len(candidates), size):
+        part = candidates[start : start + size]
+        for candidate in candidates:
+            candidate.level = 0 if candidate in part else len(candidate.ladder) - 1
+        own = sum(candidate.errors[0] ** 2 for candidate in part)
+        reach = error_now() ** 2 / own if own else 1.0
+        for candidate in part:
+            losses[candidate.node] = [reach * error**2 for error in candidate.errors]
+    return losses
+
+
+def _steps(candidates: Sequence[Ladder], losses: Losses) -> list[Ladder]:
     """Whose turn it is to climb one rung, the best bargain first."""
     bargains: list[tuple[float, int, Ladder]] = []
     for order, candidate in enumerate(candidates):
-        worth = math.inf
+        loss = losses[candidate.node]
+        climbs: list[tuple[float, int, int]] = []  # what several rungs win, cost, their number
         for level in range(len(candidate.ladder) - 1):
-            won = candidate.errors[level] ** 2 - candidate.errors[level + 1] ** 2
             cost = max(1, candidate.bits(level + 1) - candidate.bits(level))
-            worth = min(worth, won / cost)  # never before the rung below
-            bargains.append((-worth, order, candidate))
+            climb = loss[level] - loss[level + 1], cost, 1
+            # A rung that wins little is no reason to stay below one that wins much.
+            while climbs and climb[0] * climbs[-1][1] > climbs[-1][0] * climb[1]:
+                won, paid, count = climbs.pop()
+                climb = climb[0] + won, climb[1] + paid, climb[2] + count
+            climbs.append(climb)
+        for won, cost, count in climbs:
+            bargains += [(-won / cost, order, candidate)] * count
     return [candidate for _, _, candidate in sorted(bargains, key=lambda b: b[:2])]
 
 
@@ -150,21 +194,29 @@ def _take(candidates: Sequence[Ladder], steps: Sequence[Ladder]) -> None:
 
 def _fewest(
     candidates: Sequence[Ladder],
+    losses: Losses,
     steps: Sequence[Ladder],
     budget: float,
+    error: float,
     error_after: Callable[[int], float],
 ) -> tuple[int, float]:
-    """The fewest steps found whose measured error is within the budget, and that error."""
+    """The fewest steps found whose measured error is within the budget, and that error.
+
+    Args:
+        candidates: all nodes.
+        losses: of each.
+        steps: all of them, in order.
+        budget: what the error must be within.
+        error: with no step taken, above the budget.
+        error_after: of the outputs once so many steps are taken.
+    """
     _take(candidates, [])
-    left = [sum(c.errors[c.level] ** 2 for c in candidates)]
+    left = [sum(losses[c.node][0] for c in candidates)]
     for candidate in steps:
-        before = candidate.errors[candidate.level]
+        loss = losses[candidate.node]
         candidate.level += 1
-        left.append(left[-1] - before**2 + candidate.errors[candidate.level] ** 2)
-    low, error = 0, error_after(0)
-    if error <= budget:
-        return 0, error
-    high, best = len(steps), 0.0
+        left.append(left[-1] - loss[candidate.level - 1] + loss[candidate.level])
+    low, high, best = 0, len(steps), 0.0
     gain = error**2 / max(left[0], 1e-30)
     for run in range(RUNS):
         if high - low <= 1:

@@ -216,6 +216,28 @@ def test_a_budget_spends_bits_where_they_matter():
     assert error(outputs(*coded(Fragile(), "int4", x)[:2]), want) > 1.5 * got
 
 
+class Branches(nn.Module):
+    """Two layers alike that lose alike; what the first gives hardly reaches the output."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.quiet, self.loud = nn.Linear(128, 128), nn.Linear(128, 128)
+
+    def forward(self, x):
+        return 1e-3 * torch.tanh(self.quiet(x)) + torch.tanh(self.loud(x))
+
+
+def test_a_budget_sees_what_reaches_the_outputs():
+    torch.manual_seed(0)
+    gm, inputs, want, record = coded(Branches(), "int4", (torch.randn(40, 128),), max_error=0.03)
+    assert {layer.weight: layer.encoding for layer in record.layers} == {
+        "quiet.weight": "int4",
+        "loud.weight": "int8",
+    }
+    assert error(outputs(gm, inputs), want) <= 0.03
+
+
 @pytest.mark.parametrize("budget", [0.3, 0.08, 0.02, 1e-4])
 def test_smaller_budgets_take_more_bits_and_are_kept(budget):
     x = (torch.randn(40, 128),)
