@@ -1,227 +1,143 @@
-"""The full SD2-inpainting UNet on a GPU, zoomc beside its peers, in one run.
+"""Everything there is to measure on a GPU, zoomc beside its peers, in one run.
 
     python benchmarks/gpu_unet.py
-    python benchmarks/gpu_unet.py --cases 2x64 --contenders inductor,zoomc,zoomc-int4
+    python benchmarks/gpu_unet.py --cases 2x64 --contenders inductor,zoomc,zoomc-int4 --skip cold
+    python benchmarks/gpu_unet.py --dry-run
 
-For each case (batch × side of the latents): seconds a step as the median of interleaved calls,
-the relative error against eager in fp32, seconds of the first call from cold caches, peak memory,
-the bytes of weights; then kernels alone beside the card's own matrix product and torch's flash
-attention. Everything is printed, and written as JSON with the machine's name under
-``benchmarks/results/``. Every contender runs in fp16, channels-last, with CUDA graphs.
+Kernels alone beside the card's own product and torch's flash attention; every contender's first
+call from cold caches; for each case (batch × side of the latents) seconds a step as the median of
+interleaved calls, the error against eager in fp32, memory, bytes of weights; bytes that ``ncu``
+counts in the heaviest kernels beside those predicted; whole pictures of 20 steps, a second and by
+joules. All is printed, held against what is asked for, and written as JSON with the machine's name
+under ``benchmarks/results/``. Contenders run in fp16, channels-last; Inductor and zoomc with CUDA
+graphs, eager without.
+
+``--dry-run`` goes through all of it without a GPU, on a small model in Triton's interpreter: its
+figures mean nothing and are not written unless ``--out`` says where.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import statistics
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from models import SD2_UNET, build
+from gpu_machine import DryRun, Gpu
 
 RESULTS = Path(__file__).with_name("results")
+PARTS = ("kernels", "cold", "steps", "counters", "pipeline")
 
 
-def cold() -> None:
-    """Empty caches for whatever compiles next."""
-    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
-        os.environ[variable] = tempfile.mkdtemp()
-    torch._dynamo.reset()
+def medians(rows: Sequence[dict[str, Any]], batch: int, side: int) -> dict[str, float]:
+    """Seconds a step of one case by contender."""
+    mine = [row for row in rows if (row["batch"], row["side"]) == (batch, side)]
+    return {row["contender"]: statistics.median(row["seconds"]) for row in mine}
 
 
-def eager(model: torch.nn.Module) -> Any:
-    return model
-
-
-def inductor(model: torch.nn.Module) -> Any:
-    return torch.compile(model, mode="max-autotune", fullgraph=True)
-
-
-def zoomc(**options: Any) -> Callable[[torch.nn.Module], Any]:
-    return lambda model: torch.compile(model, backend="zoomc", options=options, fullgraph=True)
-
-
-CONTENDERS: dict[str, Callable[[torch.nn.Module], Any]] = {
-    "eager": eager,
-    "inductor": inductor,
-    "zoomc": zoomc(weights="keep"),
-    "zoomc-tuned": zoomc(weights="keep", tune=True),
-    "zoomc-int8": zoomc(weights="int8"),
-    "zoomc-int4": zoomc(weights="int4"),
-}
-
-
-def seconds_of(fn: Callable[[], Any], repeats: int = 3) -> float:
-    """Seconds of a call, by the GPU's clock."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(repeats):
-        fn()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / repeats
-
-
-def on_gpu(value: Any, dtype: torch.dtype) -> Any:
-    def leaf(x: Any) -> Any:
-        if not isinstance(x, torch.Tensor):
-            return x
-        x = x.cuda().to(dtype) if x.is_floating_point() else x.cuda()
-        return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-    return torch.utils._pytree.tree_map(leaf, value)
-
-
-def weight_bytes(records: list[Any], model: torch.nn.Module) -> int:
-    """Bytes of weights that a step reads."""
-    if records:
-        return sum(r.executable.report.get("weight_bytes", 0) for r in records)
-    return sum(p.nbytes for p in model.parameters())
-
-
-def case(batch: int, side: int, names: list[str], rounds: int) -> list[dict[str, Any]]:
-    """Figures of every contender at one size."""
-    from zoomc.record import collect
-
-    model, args, _ = build("unet", batch, side)
-    model = model.cuda()
-    with torch.no_grad():
-        expected = model(*on_gpu(args, torch.float32), return_dict=False)[0].double()
-    model = model.half().to(memory_format=torch.channels_last)
-    args = on_gpu(args, torch.float16)
-    rows, runs = [], {}
-    for name in names:
-        cold()
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        compiled = CONTENDERS[name](model)
-
-        def run(compiled: Any = compiled) -> Any:
-            with torch.no_grad():
-                return compiled(*args, return_dict=False)[0]
-
-        start = time.perf_counter()
-        with collect() as records:
-            actual = run().double()
-        torch.cuda.synchronize()
-        row = {
-            "contender": name,
-            "batch": batch,
-            "side": side,
-            "first_call_seconds": time.perf_counter() - start,
-            "error": float((actual - expected).norm() / expected.norm()),
-            "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
-            "weights_gb": weight_bytes(records, model) / 1e9,
-        }
-        if records:
-            report = records[0].executable.report
-            row["cuda_graph"] = report.get("cuda_graph")
-            row["leftovers"] = len(report["fallbacks"])
-        rows.append(row)
-        runs[name] = run
-        for _ in range(3):
-            run()
-    # In turn, so that a card whose clock drifts drifts for all.
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(seconds_of(run))
-    for row in rows:
-        row["seconds"] = times[row["contender"]]
-    return rows
-
-
-def kernels() -> list[dict[str, Any]]:
-    """Large products beside the card's own, attention beside torch's flash attention."""
-    import zoomc.kernels.attention.op
-    import zoomc.kernels.linear.op  # noqa: F401
-    from zoomc.kernels.triton.gpu import detect
-    from zoomc.kernels.triton.kernel import candidates
-    from zoomc.kernels.triton.run import bind, execute
-
-    def half(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, dtype=torch.float16, device="cuda")
-
-    def best(op: str, *args: Any, **kwargs: Any) -> float:
-        found = []
-        for kernel in candidates(bind(op, *args, **kwargs), detect())[:4]:
-            sources = {n: [v.source for v in o.values] for n, o in kernel.operands.items()}
-            tensors = {
-                n: (o.pack.fn(*sources[n]) if o.pack else sources[n][0])
-                for n, o in kernel.operands.items()
-            }
-            for name, spec in {"out": kernel.out, **kernel.scratch}.items():
-                tensors[name] = torch.empty(spec.shape, dtype=spec.dtype, device="cuda")
-            execute(kernel, tensors)
-            found.append(min(seconds_of(lambda: execute(kernel, tensors), 20) for _ in range(5)))  # noqa: B023
-        return min(found)
-
-    rows = []
-    for m, n, k in ((8192, 8192, 8192), (8192, 2560, 320), (8192, 320, 1280), (2048, 5120, 640)):
-        x, w = half(m, k), half(n, k)
-        theirs = min(seconds_of(lambda: x @ w.T, 20) for _ in range(5))  # noqa: B023
-        ours = best("zoomc::linear", x, w)
-        rows.append({"kernel": f"linear {m}x{n}x{k}", "ours": ours, "torch": theirs,
-                     "tflops": 2e-12 * m * n * k / ours})  # fmt: skip
-    for heads, queries, keys in ((5, 4096, 4096), (10, 1024, 1024), (5, 4096, 77)):
-        q, k, v = half(2, queries, heads * 64), half(2, keys, heads * 64), half(2, keys, heads * 64)
-        split = [x.unflatten(-1, (heads, 64)).transpose(1, 2) for x in (q, k, v)]
-        attend = torch.nn.functional.scaled_dot_product_attention
-        theirs = min(seconds_of(lambda: attend(*split), 20) for _ in range(5))  # noqa: B023
-        ours = best("zoomc::attention", q, k, v, heads=heads, head_dim=64, scale=0.125)
-        flops = 4 * 2 * heads * 64 * queries * keys
-        rows.append({"kernel": f"attention {heads}x{queries}x{keys}", "ours": ours,
-                     "torch": theirs, "tflops": 1e-12 * flops / ours})  # fmt: skip
-    return rows
+def verdicts(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """What is asked for: ``(what, measured, whether it is reached)``, as far as measured."""
+    found: list[tuple[str, str, bool]] = []
+    steps = figures.get("steps", [])
+    sizes = dict.fromkeys((row["batch"], row["side"]) for row in steps)
+    for batch, side in sizes:
+        times = medians(steps, batch, side)
+        base = times.get("inductor")
+        for name, factor in (("zoomc", 1.3), ("zoomc-int8", 1.6), ("zoomc-int4", 1.6)):
+            if base is None or name not in times:
+                continue
+            least = factor if (batch, side) == (2, 64) else 1.0
+            gain = base / times[name]
+            what = f"{name} ≥ {least}× Inductor, batch {batch}, {side}×{side}"
+            found.append((what, f"{gain:.2f}×", gain >= least))
+    for row in steps:
+        if row["contender"] == "zoomc-int4" and (row["batch"], row["side"]) == (2, 64):
+            size = row["weights_gb"]
+            found.append(("int4 weights ≤ 0.47 GB", f"{size:.3f} GB", size <= 0.47))
+    kernels = figures.get("kernels", {})
+    for row in kernels.get("products", []):
+        if row["bits"] == 16:
+            part = row["of_matmul"]
+            what = f"{row['kernel']} ≥ 70 % of the card's product"
+            found.append((what, f"{part:.0%}", part >= 0.7))
+    for row in kernels.get("attention", []):
+        gain = row["flash"] / row["ours"]
+        found.append((f"{row['kernel']} ≥ flash", f"{gain:.2f}×", gain >= 1))
+    cold = figures.get("cold", {})
+    for name in cold:
+        if name.startswith("zoomc") and name != "zoomc-tuned" and "inductor" in cold:
+            what = f"{name}'s first call before Inductor's"
+            text = f"{cold[name]:.0f} s, {cold['inductor']:.0f} s"
+            found.append((what, text, cold[name] < cold["inductor"]))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default="2x64,1x64,8x64,2x96", help="batch x side, by commas")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--contenders", help="by commas; all by default")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--skip", default="", help=f"parts to leave out: {', '.join(PARTS)}")
+    parser.add_argument("--dry-run", action="store_true", help="try every step without a GPU")
     parser.add_argument("--out", help="JSON file; by default named after the machine")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("no GPU here: torch.cuda.is_available() is False")
-    import triton
+    machine = DryRun() if arguments.dry_run else Gpu()
+    # These load Triton, which decides at import whether it interprets.
+    import gpu_counters
+    import gpu_kernels
+    import gpu_pipeline
+    import gpu_steps
+    from gpu_contenders import CONTENDERS
+    from models import SD2_UNET
 
-    name = torch.cuda.get_device_name()
-    figures: dict[str, Any] = {
-        "machine": name,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "model": SD2_UNET,
-        "kernels": kernels(),
-        "steps": [],
-    }
-    for row in figures["kernels"]:
-        print(f"{row['kernel']:26} {row['ours'] * 1e6:9.1f} µs  {row['tflops']:7.1f} TFLOP/s"
-              f"  torch {row['torch'] * 1e6:9.1f} µs", flush=True)  # fmt: skip
-    for text in arguments.cases.split(","):
+    names = arguments.contenders.split(",") if arguments.contenders else list(CONTENDERS)
+    if unknown := set(names) - set(CONTENDERS):
+        raise SystemExit(
+            f"no contender {', '.join(sorted(unknown))}; known: {', '.join(CONTENDERS)}"
+        )
+    skipped = set(filter(None, arguments.skip.split(",")))
+    if unknown := skipped - set(PARTS):
+        raise SystemExit(f"no part {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    figures: dict[str, Any] = {**machine.facts(), "model": SD2_UNET}
+    path = Path(arguments.out or RESULTS / f"gpu_unet_{machine.name.replace(' ', '_')}.json")
+
+    def keep() -> None:
+        """Write down what there is: a later part may fail."""
+        if machine.dry and not arguments.out:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=1))
+
+    if "kernels" not in skipped:
+        figures["kernels"] = gpu_kernels.run(machine)
+        keep()
+    if "cold" not in skipped:
+        figures["cold"] = gpu_steps.cold(machine, [name for name in names if name != "eager"])
+        keep()
+    figures["steps"] = []
+    for text in [] if "steps" in skipped else arguments.cases.split(","):
         batch, side = map(int, text.split("x"))
-        rows = case(batch, side, arguments.contenders.split(","), arguments.rounds)
+        rows = gpu_steps.case(machine, batch, side, names, arguments.rounds)
+        gpu_steps.show(machine, rows)
         figures["steps"] += rows
-        medians = {row["contender"]: statistics.median(row["seconds"]) for row in rows}
-        print(f"\n{name}, batch {batch}, {side}×{side} latents")
-        for row in rows:
-            step = medians[row["contender"]]
-            against = f"{medians['inductor'] / step:5.2f}×" if "inductor" in medians else ""
-            print(f"{row['contender']:12} {step * 1e3:8.2f} ms {against}  error {row['error']:.1e}"
-                  f"  first call {row['first_call_seconds']:6.1f} s  peak {row['peak_gb']:5.2f} GB"
-                  f"  weights {row['weights_gb']:5.3f} GB", flush=True)  # fmt: skip
-    path = Path(arguments.out or RESULTS / f"gpu_unet_{name.replace(' ', '_')}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1))
-    print(f"\nwritten to {path}")
+        keep()
+    if "counters" not in skipped:
+        ours = [name for name in names if name.startswith("zoomc")]
+        figures["counters"] = {}
+        for name in ours[:1] + ours[-1:] if len(ours) > 1 else ours:
+            figures["counters"][name] = gpu_counters.run(machine, name)
+            gpu_counters.show(figures["counters"][name])
+        keep()
+    if "pipeline" not in skipped:
+        print()
+        figures["pipeline"] = gpu_pipeline.run(machine, names, 1 if machine.dry else 5)
+        keep()
+    print()
+    for what, measured, reached in verdicts(figures):
+        print(f"{'reached' if reached else 'MISSED ':8} {measured:>14}  {what}")
+    print("\nnothing written" if machine.dry and not arguments.out else f"\nwritten to {path}")
 
 
 if __name__ == "__main__":

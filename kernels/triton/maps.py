@@ -87,6 +87,7 @@ class Passes:
                         "BP": PIXELS,
                         "BC": CHANNELS,
                     },
+                    warps=8,
                 )
             )
             at += channels

@@ -146,9 +146,10 @@ def _sizes(problem: Problem, gpu: Gpu) -> Iterator[Tile]:
 def _fitting(problem: Problem, gpu: Gpu, m: int, n: int, k: int) -> Iterator[Tile]:
     threads = gpu.warp * (8 if m * n >= 128 * 128 else 4)
     # Sums of one block, in registers of one thread. They share them with addresses, with whatever
-    # is decoded or normalised on its way, and with the parts fp32 is split into. On sm_100 sums
-    # have a memory of their own, but come back from it at the end.
-    plain = not (problem.work or problem.gathers) and problem.w_bits == 16
+    # is decoded or normalised on its way, with a residual, and with the parts fp32 is split into.
+    # On sm_100 sums have a memory of their own, but come back from it at the end.
+    alone = not (problem.work or problem.gathers or problem.layer.extra_reads)
+    plain = alone and problem.w_bits == 16
     crowded = problem.a_bytes == 4 or (problem.work and problem.gathers)
     room = 32 if crowded else 128 if plain and gpu.name != "sm_100" else 64
     if gpu.kind == "hip" and problem.w_bits == 4:
