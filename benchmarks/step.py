@@ -24,9 +24,9 @@ from layers import ceiling
 from models import build
 from rich.console import Console
 from rich.table import Table
+from zoomc.kernels.tir.isa import isa
 
 import zoomc
-from zoomc.kernels.tir.isa import isa
 
 #: Kinds of kernels by what their names start with; the rest is the pointwise and reduction code.
 KINDS = {"conv2d": "convolutions", "linear": "linears", "attention": "attention", "norm": "norms"}

@@ -22,9 +22,14 @@ from .kernel import TensorSpec
 from .micro_int8 import STEP, IntegerMicro, fetching
 from .plan import Extent, Plan, chosen
 from .quantise import Blocks
+from .traffic import Prices, Share
 
 Expr = Any
 Buffer = Any
+
+#: Rows that are read again for every panel weigh four times, and so do panels, which are decoded
+#: each time, and results whose lines come from afar for every panel.
+_PRICES = Prices(again=4, panel=4, apart=4)
 
 
 def plan(
@@ -50,14 +55,19 @@ def plan(
     chunk = -(-steps // pieces)
     if fit >= taps > 1:
         chunk = -(-chunk // taps) * taps
-    share = -(-total // across)
-    held = micro.block * (steps // taps) * micro.step_bytes
-    sums = micro.block * micro.columns * 4 if chunk < steps else 0
-    # Results too, or each of their lines would come from afar for every panel.
-    finished = micro.block * result // (isa.threads // across)
-    most = max(min(isa.l2 // 2 // (held + sums), isa.l2 // (held + sums + finished)), 1)
-    turns = -(-share // most)
-    blocks = -(-share // turns)
+    along = isa.threads // across
+    part = Share(
+        blocks=-(-total // across),
+        block=micro.block,
+        pitch=rows.pitch if taps > 1 else 0,
+        row_bytes=(steps // taps) * micro.step_bytes,
+        chunks=-(-steps // chunk),
+        panels=-(-codes.panels // along),
+        panel_bytes=b_bytes / along,
+        sums=micro.columns * 4 if chunk < steps else 0,
+        result=result / along,
+    )
+    blocks = part.best(_PRICES, stay=isa.l2 / 2, near=isa.l2)
     # Measured: int8 panels gain up to a third; codes, which are half as long and are read in
     # one go when decoded, gain where few blocks share them and lose elsewhere.
     fetch = micro.tiles and (codes.bits == 8 or (taps == 1 and blocks <= 4))
