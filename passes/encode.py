@@ -20,6 +20,7 @@ from zoomc.kernels.integer import LONGEST
 from zoomc.kernels.weights import Encoding, encode, prune
 from zoomc.kernels.weights.coded import stored_bits
 from zoomc.kernels.weights.op import ENCODE, PRUNE
+from zoomc.kernels.weights.pruning import kept_steps
 
 from . import precision
 from .constants import constant_inputs, is_constant
@@ -129,7 +130,7 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
         free = [c for c in candidates if c.stored is None]
         record.measured = fit(gm, [*free, *attentions], context.max_error, context.inputs)
     precision.settle(attentions, editor, context, record)
-    coded: dict[tuple[fx.Node, str], dict[str, Value]] = {}
+    coded: dict[tuple[fx.Node, str, bool], dict[str, Value]] = {}
     memo: dict[Call, fx.Node] = {}
     for candidate in candidates:
         node, encoding = candidate.node, candidate.encoding
@@ -147,7 +148,7 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
         if encoding != KEEP:
             if not context.spend():
                 return
-            key = weight, str(encoding)
+            key = weight, str(encoding), _gated(node)
             if key not in coded:
                 gram = _attribute(gm, candidate, node) if encoding.table else None
                 coded[key] = _coded(candidate, encoding, gram)
@@ -294,8 +295,11 @@ def _coded(
 ) -> dict[str, Value]:
     """The arguments by which a layer takes its weight in an encoding."""
     weight, found = cast("fx.Node", candidate.node.args[1]), candidate.stored
+    gated = _gated(candidate.node)
+    values: dict[str, Value]
     if found is not None:
         values = {"weight": found.codes, "channel_scale": found.channel_scale}
+        values["kept_steps"] = found.kept_steps(gated)
         if found.table is not None and found.group_scale is not None:
             values |= {"table": found.table, "group_scale": found.group_scale}
         return values
@@ -304,9 +308,15 @@ def _coded(
     coded = call(ENCODE, weight, str(encoding), *([] if gram is None else [gram]))
     parts = [Call(_GETITEM, (coded, i)) for i in range(4)]
     values = {"weight": parts[0], "channel_scale": parts[3]}
+    values["kept_steps"] = kept_steps(shape(weight), encoding.pruning, gated)
     if encoding.table:
         values |= {"table": parts[1], "group_scale": parts[2]}
     return values
+
+
+def _gated(node: fx.Node) -> bool:
+    """Whether half of the layer's outputs gate the others."""
+    return arguments(node).get("activation") == "geglu"
 
 
 def _with(node: fx.Node, coded: dict[str, Value]) -> Call:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 from zoomc.kernels.weights import Encoding
 from zoomc.kernels.weights.op import DECODE, UNPACK
+from zoomc.kernels.weights.pruning import ROWS, kept_steps
 from zoomc.kernels.weights.tables import UNIFORM
 
 from .ops import CAT, TO, aten
@@ -19,7 +20,8 @@ from .rewrite import Value, call, is_call
 class Stored:
     """A coded weight as values of the graph, in the order a coded layer takes them.
 
-    ``table`` and ``group_scale`` are None for int8.
+    ``table`` and ``group_scale`` are None for int8. ``parts`` are the shapes of the weights it is
+    joined from.
     """
 
     encoding: Encoding
@@ -27,6 +29,14 @@ class Stored:
     table: Value | None
     group_scale: Value | None
     channel_scale: Value
+    parts: tuple[tuple[int, ...], ...]
+
+    def kept_steps(self, gated: bool) -> int:
+        """What a layer may know of it, see :func:`zoomc.kernels.weights.pruning.kept_steps`."""
+        *before, last = self.parts
+        if before and (gated or any(part[0] % ROWS for part in before)):
+            return 0
+        return kept_steps(last, self.encoding.pruning, gated)
 
 
 def stored(weight: Any) -> Stored | None:
@@ -60,19 +70,22 @@ def stored(weight: Any) -> Stored | None:
         first.table,
         None if first.group_scale is None else joined("group_scale"),
         joined("channel_scale"),
+        tuple(shape for part in parts for shape in part.parts),  # type: ignore[union-attr]
     )
 
 
 def _decoded(node: fx.Node) -> Stored:
-    packed, table, group_scale, channel_scale, shape = node.args
-    codes = call(UNPACK, packed, table, shape)
+    packed, table, group_scale, channel_scale, shape, *pruned = cast("list[Any]", node.args)
+    codes = call(UNPACK, packed, table, shape, *pruned)
+    pruning = Encoding.parse(pruned[1]).pruning if pruned else None
     scale = call(aten.view.dtype, channel_scale, torch.float32)
-    values = _tensor(table)
+    values, parts = _tensor(table), (tuple(shape),)
     if not values.numel():
-        return Stored(Encoding("int8"), codes, None, None, scale)
+        return Stored(Encoding("int8", pruning=pruning), codes, None, None, scale, parts)
     uniform = any(torch.equal(values, table) for table in UNIFORM)
-    encoding = Encoding("int4") if uniform else Encoding("shared", values.numel())
-    return Stored(encoding, codes, table, group_scale, scale)  # type: ignore[arg-type]
+    kind = "int4" if uniform else "shared"
+    encoding = Encoding(kind, values.numel(), pruning)
+    return Stored(encoding, codes, table, group_scale, scale, parts)
 
 
 def _tensor(node: Any) -> torch.Tensor:

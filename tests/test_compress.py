@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from zoomc.kernels.weights import Encoding, prune
+from zoomc.kernels.weights.coded import stored_bits
 from zoomc.kernels.weights.encoding import EncodingError
 from zoomc.passes import run
 from zoomc.targets.pages import page_out
@@ -15,7 +17,7 @@ from zoomc.targets.pages import page_out
 import zoomc
 from tests.models import MODELS
 from tests.passes.util import captured, outputs
-from zoomc.compressed import CodedConv2d, CodedLinear
+from zoomc.compressed import MASK, PARTS, CodedConv2d, CodedLinear
 from zoomc.errors import CompressedFileError
 from zoomc.record import collect
 
@@ -90,7 +92,9 @@ def test_layers_hold_codes_and_nothing_else():
     assert 1e-3 < error(model(*inputs), want) < 0.2
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4", "shared", "shared:256", "int4+2:4"])
+@pytest.mark.parametrize(
+    "weights", ["int8", "int4", "shared", "shared:256", "int4+2:4", "int4+blocks50%"]
+)
 def test_compiled_it_computes_with_its_own_codes(weights):
     model, inputs = net()
     if weights == "shared":  # for weights spread evenly, evenly spaced values are the best
@@ -104,10 +108,9 @@ def test_compiled_it_computes_with_its_own_codes(weights):
     # what differs is the rounding of activations to int8
     assert error(got, want) < 0.03
     layers = records[0].trace.passes[-1].layers
-    expected = weights.removesuffix("+2:4")
-    assert {layer.encoding for layer in layers} == {"int8", expected}
+    assert {layer.encoding for layer in layers} == {"int8", weights}
     assert len(layers) == 5  # queries, keys and values are one
-    assert records[0].trace.hits(f"linear(x, w) => linear(x, {expected} of w)") >= 1
+    assert records[0].trace.hits(f"linear(x, w) => linear(x, {weights} of w)") >= 1
 
 
 def test_a_budget_and_another_type_leave_stored_codes_alone():
@@ -137,6 +140,41 @@ def test_saved_and_loaded_without_the_original(tmp_path):
     zoomc.save_compressed(again, tmp_path / "again.safetensors")
     a, b = ((tmp_path / f"{n}.safetensors").stat().st_size for n in ("net", "again"))
     assert a == b < 0.4 * stored_bytes(net()[0])
+
+
+@pytest.mark.parametrize("spelling", ["int4+2:4", "int8+75%", "shared:4+50%", "int4+blocks50%"])
+def test_pruned_layers_hold_what_is_kept(spelling, tmp_path):
+    encoding = Encoding.parse(spelling)
+    model, inputs = net()
+    pruned = {n: prune(getattr(model, n).weight, encoding.pruning) for n in ("middle", "q")}
+    zoomc.compress(model, *inputs, weights=spelling)
+    for name, weight in pruned.items():
+        layer = getattr(model, name)
+        held = sum(getattr(layer, part).nbytes for part in (*PARTS, MASK))
+        assert held == -(-stored_bits(tuple(weight.shape), encoding) // 8)
+        assert not layer.weight[weight == 0].any()
+        assert error(layer.weight, weight) < 0.4
+    path = tmp_path / "net.safetensors"
+    zoomc.save_compressed(model, path)
+    for target in (meta(), net(1)[0], zoomc.compress(net(1)[0], weights="int4+30%")):
+        loaded = zoomc.load_compressed(target, path)
+        assert torch.equal(loaded(*inputs), model(*inputs))
+    # a model whose layers were pruned takes a file of some that were not
+    dense = zoomc.compress(net(1)[0], weights="int4")
+    zoomc.save_compressed(dense, path)
+    again = zoomc.load_compressed(loaded, path)
+    assert torch.equal(again(*inputs), dense(*inputs)) and not hasattr(again.q, MASK)
+
+
+def test_files_of_pruned_layers_that_do_not_fit_say_so(tmp_path):
+    path = tmp_path / "net.safetensors"
+    zoomc.save_compressed(zoomc.compress(net()[0], weights="int4+50%"), path)
+    whole = path.read_bytes()
+    for content in (whole[:-50], whole.replace(b"int4+50%", b"int4+40%"),
+                    whole.replace(b"int4+50%", b"int4_50%")):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(CompressedFileError, match="damaged"):
+            zoomc.load_compressed(meta(), path)
 
 
 def test_half_precision_comes_back_in_its_type(tmp_path):

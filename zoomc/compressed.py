@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import torch
 from torch import nn
 
-from .kernels.weights import Encoding, encode, pack
+from .kernels.weights import Encoding, encode, pack, prune
+from .kernels.weights.coded import pack_pruned
 from .kernels.weights.op import DECODE
 
 if TYPE_CHECKING:
@@ -23,22 +24,33 @@ TINY = 1024
 #: The buffers that a coded layer holds its weight in.
 PARTS = ("weight_codes", "weight_table", "weight_groups", "weight_scale")
 
+#: The buffer that says of a pruned layer which weights its codes are those of.
+MASK = "weight_mask"
+
 
 class Coded(_Module):
-    """A layer that holds its weight in codes; eager torch decodes it on every call."""
+    """A layer that holds its weight in codes; eager torch decodes it on every call.
+
+    Of a pruned weight it holds those that were kept, and a bit for each, or each block, that says
+    so.
+    """
 
     weight_shape: list[int]
     weight_dtype: torch.dtype
+    #: The spelling of a pruned layer's encoding; else empty.
+    weight_encoding: str = ""
 
     @property
     def weight(self) -> torch.Tensor:
         """The weight the codes stand for, in the type the layer had it in."""
+        pruned = (self.weight_mask, self.weight_encoding) if self.weight_encoding else ()
         return DECODE(  # type: ignore[no-any-return]
             self.weight_codes,
             self.weight_table,
             self.weight_groups,
             self.weight_scale,
             self.weight_shape,
+            *pruned,
         ).to(self.weight_dtype)
 
 
@@ -199,9 +211,13 @@ def _encode_family(family: list[Layer], encoding: Encoding, grams: list[torch.Te
     that do not are encoded by the mean.
     """
     gram = torch.stack(grams).mean(dim=0) if grams and encoding.table else None
+    pruning = encoding.pruning
     with torch.no_grad():
-        weight = torch.cat([m.weight for m in family]) if len(family) > 1 else family[0].weight
-        coded = encode(weight.detach(), encoding, gram=gram)
+        weights = [module.weight.detach() for module in family]
+        if pruning:  # each by itself, so that each keeps the same share, and whole blocks
+            weights = [prune(weight, pruning) for weight in weights]
+        weight = torch.cat(weights) if len(family) > 1 else weights[0]
+        coded = encode(weight, encoding, gram=gram, pruned=pruning is not None)
     sizes = [len(module.weight) for module in family]
     nothing = torch.empty(0, dtype=torch.int8)
     groups = nothing if coded.group_scale is None else coded.group_scale
@@ -210,21 +226,32 @@ def _encode_family(family: list[Layer], encoding: Encoding, grams: list[torch.Te
         rows = slice(start, start + size)
         start += size
         weight = module.weight
-        become_coded(module, list(weight.shape), weight.dtype)
+        codes, mask = coded.codes[rows], None
+        if pruning:
+            packed, mask = pack_pruned(codes, coded.table, encoding.code_bits, pruning)
+        else:
+            packed = pack(codes, encoding.code_bits)
+        become_coded(module, list(weight.shape), weight.dtype, str(encoding) if pruning else "")
         parts = (
-            pack(coded.codes[rows], encoding.code_bits),
+            packed,
             nothing if coded.table is None else coded.table,
             groups if coded.group_scale is None else groups[rows],
             coded.channel_scale[rows].view(torch.int32),
         )
         for name, tensor in zip(PARTS, parts, strict=True):
             module.register_buffer(name, tensor.clone())
+        if mask is not None:
+            module.register_buffer(MASK, mask)
 
 
-def become_coded(module: nn.Module, shape: list[int], dtype: torch.dtype) -> None:
-    """Turn a layer into one without a weight of its own."""
+def become_coded(
+    module: nn.Module, shape: list[int], dtype: torch.dtype, encoding: str = ""
+) -> None:
+    """Turn a layer into one without a weight of its own; ``encoding`` is that of a pruned one."""
     if not isinstance(module, Coded):
         del module._parameters["weight"]
         module.__class__ = CODED[type(module)]
+    module._buffers.pop(MASK, None)
     module.weight_shape = shape  # type: ignore[assignment]
     module.weight_dtype = dtype  # type: ignore[assignment]
+    module.weight_encoding = encoding  # type: ignore[assignment]

@@ -13,11 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .compressed import CODED, PARTS, Coded, become_coded
+from .compressed import CODED, MASK, PARTS, Coded, become_coded
 from .errors import CompressedFileError
+from .kernels.weights import Encoding
+from .kernels.weights.encoding import EncodingError
+from .kernels.weights.pruning import kept, mask_bits
 from .targets.pages import page_out
 
 _FORMAT = "1"
+
+_AGAIN = "save the model again with zoomc.save_compressed"
 
 
 def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -33,16 +38,18 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
         dense = tensor.detach().contiguous()
         tensors[name] = dense.clone() if dense.data_ptr() in taken else dense
         taken.add(dense.data_ptr())
-    layers = {
-        name: {"shape": module.weight_shape, "dtype": str(module.weight_dtype)[6:]}
-        for name, module in model.named_modules()
-        if isinstance(module, Coded)
-    }
+    layers = {name: _entry(m) for name, m in model.named_modules() if isinstance(m, Coded)}
     sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     header = {"zoomc": _FORMAT, "layers": json.dumps(layers), "checksums": json.dumps(sums)}
     save_file(tensors, path, metadata=header)
     with open(path, "rb") as file:
         os.fsync(file.fileno())  # only what is on the disk can leave the memory of those who map it
+
+
+def _entry(module: Coded) -> dict[str, Any]:
+    """What a file says of a layer beside its tensors."""
+    entry = {"shape": module.weight_shape, "dtype": str(module.weight_dtype)[6:]}
+    return entry | ({"encoding": module.weight_encoding} if module.weight_encoding else {})
 
 
 def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -68,7 +75,8 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     _check_fits(model, tensors, layers, path)
     modules = dict(model.named_modules())
     for name, layer in layers.items():
-        become_coded(modules[name], layer["shape"], getattr(torch, layer["dtype"]))
+        dtype = getattr(torch, layer["dtype"])
+        become_coded(modules[name], layer["shape"], dtype, layer.get("encoding", ""))
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         module = modules[owner]
@@ -82,19 +90,18 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Every tensor of the file, and its coded layers, checked."""
-    again = "save the model again with zoomc.save_compressed"
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             if header.get("zoomc") != _FORMAT:
                 raise CompressedFileError(
-                    f"{path} holds no compressed model of this version of zoomc: {again}"
+                    f"{path} holds no compressed model of this version of zoomc: {_AGAIN}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CompressedFileError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise CompressedFileError(f"{path} is damaged or truncated ({error}): {again}") from error
+        raise CompressedFileError(f"{path} is damaged or truncated ({error}): {_AGAIN}") from error
     sums = json.loads(header["checksums"])
     damaged = []
     for name, tensor in tensors.items():
@@ -103,7 +110,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[s
         page_out(tensor)  # until somebody reads it
     if damaged or sums.keys() != tensors.keys():
         names = ", ".join(damaged[:3]) or "tensors are missing"
-        raise CompressedFileError(f"{path} is damaged ({names}): {again}")
+        raise CompressedFileError(f"{path} is damaged ({names}): {_AGAIN}")
     return tensors, json.loads(header["layers"])
 
 
@@ -126,19 +133,35 @@ def _check_fits(
                 f"{path} is another model's: it has a layer {name!r} with a weight of shape"
                 f" {tuple(shape)}, which this model has not"
             )
-        wanted.pop(f"{name}.weight", None)
-        wanted |= {
-            f"{name}.{part}": tensors.get(f"{name}.{part}", torch.empty(0)) for part in PARTS
-        }
+        parts = (*PARTS, MASK) if "encoding" in layer else PARTS
+        if "encoding" in layer and not _consistent(name, layer, tensors):
+            raise CompressedFileError(f"{path} is damaged ({name}): {_AGAIN}")
+        for gone in ("weight", *PARTS, MASK):
+            wanted.pop(f"{name}.{gone}", None)
+        for part in parts:
+            wanted[f"{name}.{part}"] = tensors.get(f"{name}.{part}", torch.empty(0))
     for name in sorted(wanted.keys() ^ tensors.keys()):
         where = "the model" if name in wanted else "the file"
         raise CompressedFileError(f"{path} is another model's: only {where} has {name!r}")
     for name, tensor in tensors.items():
-        if name in own and not name.endswith(PARTS) and own[name].shape != tensor.shape:
+        if name in own and not name.endswith((*PARTS, MASK)) and own[name].shape != tensor.shape:
             raise CompressedFileError(
                 f"{path} is another model's: {name!r} is {tuple(tensor.shape)} there and"
                 f" {tuple(own[name].shape)} here"
             )
+
+
+def _consistent(name: str, layer: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a pruned layer's tensors have the sizes that its encoding and shape ask for."""
+    try:
+        encoding, shape = Encoding.parse(layer["encoding"]), tuple(layer["shape"])
+        codes, mask = (tensors[f"{name}.{part}"] for part in (PARTS[0], MASK))
+    except (EncodingError, KeyError):
+        return False
+    if encoding.pruning is None:
+        return False
+    sizes = encoding.code_bits * kept(shape, encoding.pruning), mask_bits(shape, encoding.pruning)
+    return [len(codes), len(mask)] == [-(-bits // 8) for bits in sizes]
 
 
 def _weight_shape(module: nn.Module) -> Any:

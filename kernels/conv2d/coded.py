@@ -44,12 +44,12 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     shape = geometry(call)
     layout = Blocks(isa, micro, channels, shape.pixels + micro.rows)
     rows = shape.output(out_height, out_width)
-    codes = Codes.of(weight, call["table"], micro, gated=False)
+    codes = Codes.of(call, micro, gated=False)
     product = IntegerProduct.of(isa, layout, rows, shape.taps(), codes, finishing(call), call.plan)
     norm = bool(call["norm_groups"])
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
-    operands |= coded.operands(call, codes, -1) | optional(call)
+    operands |= coded.operands(call, product, -1) | optional(call)
     scratch = {"a": layout.spec}
     if norm:
         scratch |= statistics.scratch(images, shape.height, channels)
@@ -104,7 +104,12 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             integer=IntegerSums(named["factors"], named["scales"], named["corrections"], pitch),
         )
         product.emit(
-            named["a"], named["panels"], named.get("table"), buffers[-len(work) :], epilogue
+            named["a"],
+            named["panels"],
+            named.get("table"),
+            named.get("offsets"),
+            buffers[-len(work) :],
+            epilogue,
         )
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
@@ -117,7 +122,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         tuple(operands.values()),
         call.out,
         (*scratch.values(), *work),
-        flops=2 * call.out.numel * math.prod(weight.spec.shape[1:]),
+        flops=2 * call.out.numel * math.prod(weight.spec.shape[1:]) * codes.steps // codes.depth,
         notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.plan)},
         plan=product.plan,
         nearby=product.nearby,

@@ -32,7 +32,7 @@ def _out(size: int, kernel: int, padding: Sequence[int], stride: int, dilation: 
     " int norm_groups=0, Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=1e-05,"
     ' str pre_activation="none", Tensor? shift=None, Tensor? residual=None,'
     " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None,"
-    " bool weight_only=False) -> Tensor",
+    " bool weight_only=False, int kept_steps=0) -> Tensor",
     flops=_flops,
 )
 def conv2d(
@@ -56,6 +56,7 @@ def conv2d(
     group_scale: torch.Tensor | None = None,
     channel_scale: torch.Tensor | None = None,
     weight_only: bool = False,
+    kept_steps: int = 0,
 ) -> torch.Tensor:
     """Concatenate, upsample, normalise, activate, convolve, shift and add, in that order.
 
@@ -83,6 +84,9 @@ def conv2d(
             its own; all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
         weight_only: with coded weights, images are not quantised: they are multiplied by the
             codes' integers as they are, with sums in fp32.
+        kept_steps: says of coded weights that every aligned 32 output channels have values other
+            than 0 in at most so many steps (64 input channels, aligned, at one tap), so that a
+            kernel may skip the others. 0 says nothing. No result depends on it.
 
     Returns:
         ``(N, OH, OW, O)``, dense, in the dtype of ``inputs``.

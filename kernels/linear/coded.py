@@ -34,10 +34,10 @@ def linear(call: Call, isa: Isa) -> Kernel:
     micro = choose(isa)
     layout = quantise.Blocks(isa, micro, k, round_up(count, micro.rows))
     rows = Rows(1, 1, count, count, count, exact=False)
-    codes = Codes.of(weight, call["table"], micro, call["activation"] == "geglu")
+    codes = Codes.of(call, micro, call["activation"] == "geglu")
     product = IntegerProduct.of(isa, layout, rows, (0,), codes, finishing(call), call.plan)
 
-    inputs = {"x": Operand((x,)), **coded.operands(call, codes, micro.zero)}
+    inputs = {"x": Operand((x,)), **coded.operands(call, product, micro.zero)}
     for name in ("norm_weight", "norm_bias"):
         if call["norm"] and call[name] is not None:
             inputs[name] = Operand((call[name],))
@@ -73,7 +73,12 @@ def linear(call: Call, isa: Isa) -> Kernel:
             integer=IntegerSums(named["factors"], named["scales"], named.get("correction")),
         )
         product.emit(
-            named["a"], named["panels"], named.get("table"), buffers[-len(work) :], epilogue
+            named["a"],
+            named["panels"],
+            named.get("table"),
+            named.get("offsets"),
+            buffers[-len(work) :],
+            epilogue,
         )
 
     specs = [*(o.spec for o in inputs.values()), call.out, *scratch.values(), *work]
@@ -86,7 +91,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
         tuple(inputs.values()),
         call.out,
         (*scratch.values(), *work),
-        flops=2 * count * columns * k,
+        flops=2 * count * columns * k * codes.steps // codes.depth,
         notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.plan)},
         plan=product.plan,
         nearby=product.nearby,

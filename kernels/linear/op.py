@@ -23,7 +23,7 @@ def _linear_flops(args: Mapping[str, Any]) -> int:
     " Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=1e-05,"
     ' str pre_activation="none", str activation="none", Tensor? residual=None,'
     " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None,"
-    " bool weight_only=False) -> Tensor",
+    " bool weight_only=False, int kept_steps=0) -> Tensor",
     flops=_linear_flops,
 )
 def linear(
@@ -42,6 +42,7 @@ def linear(
     group_scale: torch.Tensor | None = None,
     channel_scale: torch.Tensor | None = None,
     weight_only: bool = False,
+    kept_steps: int = 0,
 ) -> torch.Tensor:
     """Layer norm, activate, multiply, activate and add, in that order.
 
@@ -64,6 +65,9 @@ def linear(
             all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
         weight_only: with coded weights, rows are not quantised: they are multiplied by the codes'
             integers as they are, with sums in fp32.
+        kept_steps: says of coded weights that every aligned 32 rows (with geglu 16 and their
+            gates) have values other than 0 in at most so many of the steps of 64 input features,
+            so that a kernel may skip the others. 0 says nothing. No result depends on it.
 
     Returns:
         ``(..., N)``, or ``(..., N / 2)`` with geglu; dense, in the dtype of ``x``.

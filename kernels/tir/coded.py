@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..integer import LONGEST
-from .codes import Codes
+from .integer_product import IntegerProduct
 from .kernel import Call, Operand, Unsupported
 from .pack import column_operand
 
@@ -30,10 +30,13 @@ def check(call: Call, dtypes: set[torch.dtype], k: int) -> None:
         raise Unsupported(f"int8 products of {k} values, whose sums may leave int32")
 
 
-def operands(call: Call, codes: Codes, zero: int) -> dict[str, Operand]:
+def operands(call: Call, product: IntegerProduct, zero: int) -> dict[str, Operand]:
     """The packed constants of a coded call, by name; ``zero`` is for :meth:`.Codes.correction`."""
     weight, table, group_scale = (call[n] for n in _CODES[:3])
+    codes = product.codes
     named = {"panels": codes.operand(weight, table, group_scale)}
+    if codes.pruned:
+        named["offsets"] = codes.offsets(weight, table, product.places)
     if codes.bits < 8:
         named["table"] = codes.table(table)
     named["factors"] = column_operand(call["channel_scale"], codes.micro, codes.gated)

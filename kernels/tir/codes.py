@@ -3,6 +3,9 @@
 A panel's codes lie in the order of the int8 panel the micro-kernel reads. That panel is cut into
 vectors; one vector of code bytes holds several of them, the first in the lowest bits. Behind a
 panel's codes lie its scales, one byte a column and step of 64 values.
+
+Of weights pruned by blocks a panel holds only the steps that are not zero, as many as every other
+panel, and a constant of its own says where in A those begin.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from torch.nn import functional as F
 from tvm.tirx.script import builder as T
 
 from ..integer import GROUP, column_sums
+from ..weights.pruning import ROWS, PruningError
 from . import micro_neon
 from .isa import Isa
-from .kernel import Operand, Pack, TensorSpec, Value
+from .kernel import Call, Operand, Pack, TensorSpec, Value
 from .llvm import Text, attributes
 from .micro_int8 import STEP, IntegerMicro
 from .pack import ordered, panel_count, round_up
@@ -58,26 +62,36 @@ class Codes:
 
     Attributes:
         micro: who reads the int8 panels.
-        steps: steps of 64 values of K.
+        depth: steps of 64 values of K.
+        steps: of these, how many a panel holds.
         panels: how many.
         bits: of a code; 8 where panels are int8 and need no decoding.
         gated: values and gates lie side by side, see :func:`.pack.panels`.
     """
 
     micro: IntegerMicro
+    depth: int
     steps: int
     panels: int
     bits: int
     gated: bool
 
     @classmethod
-    def of(cls, weight: Value, table: Value | None, micro: IntegerMicro, gated: bool) -> Codes:
-        """The layout of a weight ``(N, C, ...)``."""
-        columns, channels, *taps = weight.spec.shape
-        steps = -(-channels // STEP) * torch.Size(taps).numel()
+    def of(cls, call: Call, micro: IntegerMicro, gated: bool) -> Codes:
+        """The layout of the weight ``(N, C, ...)`` of a coded call."""
+        columns, channels, *taps = call["weight"].spec.shape
+        depth = -(-channels // STEP) * torch.Size(taps).numel()
+        kept = call["kept_steps"] if ROWS % micro.columns == 0 else 0
+        table = call["table"]
         entries = table.spec.numel if table else 256
         bits = 8 if entries > TABLE else 4 if entries > 4 else 2
-        return cls(micro, steps, panel_count(columns, micro, gated), bits, gated)
+        panels = panel_count(columns, micro, gated)
+        return cls(micro, depth, min(kept or depth, depth), panels, bits, gated)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether panels leave steps out."""
+        return self.steps < self.depth
 
     @property
     def step_bytes(self) -> int:
@@ -94,12 +108,28 @@ class Codes:
         """The packed panels, of constants."""
         spec = TensorSpec((self.panels, self.panel_bytes), torch.int8)
         micro = self.micro
+        key: tuple[Any, ...]
         key = ("codes", self.bits, micro.columns, micro.kpack, micro.vector, self.gated)
-        if self.bits < 8:
+        key += (self.steps,) if self.pruned else ()
+        if self.bits < 8 and not self.pruned:
             assert group_scale is not None
             return Operand((weight, group_scale), Pack.of(key, self._pack, spec))
         values = tuple(v for v in (weight, table, group_scale) if v is not None)
-        return Operand(values, Pack.of(key, lambda *a: self._fit(self._int8(*a)), spec))
+        return Operand(values, Pack.of(key, self._pruned if self.pruned else self._values, spec))
+
+    def offsets(self, weight: Value, table: Value | None, places: tuple[int, ...]) -> Operand:
+        """Of pruned weights, the byte offset in A of every panel's steps: int32, panel by panel.
+
+        ``places`` are those of all steps.
+        """
+        values = tuple(v for v in (weight, table) if v is not None)
+
+        def fn(weight: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.tensor(places, dtype=torch.int32)[self._kept(weight, table)].flatten()
+
+        key = ("offsets", self.micro.columns, self.gated, self.steps, places)
+        spec = TensorSpec((self.panels * self.steps,), torch.int32)
+        return Operand(values, Pack.of(key, fn, spec))
 
     def correction(
         self, weight: Value, table: Value | None, group_scale: Value | None, zero: int
@@ -113,10 +143,10 @@ class Codes:
             table: torch.Tensor | None = None,
             group_scale: torch.Tensor | None = None,
         ) -> torch.Tensor:
-            sums = column_sums(weight, table, group_scale)
+            sums = column_sums(self._padded(weight, table), table, group_scale)
             return ordered(-zero * sums, self.micro.columns, self.gated)
 
-        key = ("correction", self.micro.columns, self.micro.kpack, zero, self.gated)
+        key = ("correction", self.micro.columns, self.micro.kpack, zero, self.gated, self.pruned)
         return Operand(values, Pack.of(key, fn, spec))
 
     def table(self, table: Value) -> Operand:
@@ -128,6 +158,46 @@ class Codes:
         """Bytes of ``(N, C, ...)`` as ``(panels, steps · 64 · columns)`` in the panels' order."""
         return _bytewise(steps_of(weight, STEP).flatten(1), self.micro, self.gated)
 
+    def _padded(self, weight: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
+        """Pruned weights with the code of zero as padding, since some of it is left out."""
+        missing = -weight.shape[1] % STEP
+        if not self.pruned or table is None or not missing:
+            return weight
+        zero = int((table == 0).nonzero()[0])
+        return F.pad(weight, (0, 0) * (weight.dim() - 2) + (0, missing), value=zero)
+
+    def _kept(self, weight: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
+        """The numbers of the steps each panel holds, ascending: ``(panels, steps)``."""
+        live = weight != 0
+        if table is not None:
+            live = (table != 0).index_select(0, weight.flatten().int()).view(weight.shape)
+        columns = steps_of(live, STEP).any(dim=3).flatten(1)
+        full = ordered(columns, self.micro.columns, self.gated)
+        used = full.unflatten(0, (self.panels, -1)).any(dim=1)
+        if int(used.sum(dim=1).max()) > self.steps:
+            raise PruningError(
+                f"a weight of shape {tuple(weight.shape)} has more than kept_steps={self.steps}"
+                " steps that are not zero: prune it by blocks first"
+            )
+        order = used.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        return order[:, : self.steps].sort(dim=1).values
+
+    def _pruned(self, weight: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        """The panels without the steps left out."""
+        table = rest[0] if rest else None
+        kept = self._kept(weight, table)
+        weight = self._padded(weight, table)
+        dense = replace(self, steps=self.depth)
+        if self.bits == 8:
+            return self._fit(self._chosen(dense._int8(weight, *rest), kept))
+        codes, scales = dense._codes(weight, rest[1])
+        return self._fit(torch.cat([self._chosen(x, kept) for x in (codes, scales)], 1))
+
+    def _chosen(self, panels: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Of ``(panels, depth · bytes)`` the bytes of the steps kept."""
+        steps = panels.unflatten(1, (self.depth, -1))
+        return steps[torch.arange(self.panels)[:, None], kept].flatten(1)
+
     def _int8(self, weight: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         if rest:
             # Padding is decoded as any code is: what A's zeros add there is corrected for.
@@ -137,14 +207,23 @@ class Codes:
             weight = table[F.pad(weight, padding).long()] * scale
         return self._ordered(weight.view(torch.uint8)).view(torch.int8)
 
-    def _pack(self, weight: torch.Tensor, group_scale: torch.Tensor) -> torch.Tensor:
+    def _values(self, *values: torch.Tensor) -> torch.Tensor:
+        return self._fit(self._int8(*values))
+
+    def _codes(
+        self, weight: torch.Tensor, group_scale: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed codes and scales, a panel a row."""
         per = 8 // self.bits
         split = self._ordered(weight).view(self.panels, -1, per, self.micro.vector)
         codes = split[:, :, 0].clone()
         for i in range(1, per):
             codes |= split[:, :, i] << (i * self.bits)
         scales = _scales(group_scale.view(torch.uint8), self.micro, self.gated)
-        return self._fit(torch.cat([codes.flatten(1), scales], 1).view(torch.int8))
+        return codes.flatten(1).view(torch.int8), scales.view(torch.int8)
+
+    def _pack(self, weight: torch.Tensor, group_scale: torch.Tensor) -> torch.Tensor:
+        return self._fit(torch.cat(self._codes(weight, group_scale), 1))
 
     def _fit(self, panels: torch.Tensor) -> torch.Tensor:
         return F.pad(panels, (0, self.panel_bytes - panels.shape[1]))

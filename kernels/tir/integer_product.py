@@ -32,12 +32,11 @@ Buffer = Any
 _PRICES = Prices(again=4, panel=4, apart=4)
 
 
-def plan(
-    isa: Isa, micro: IntegerMicro, rows: Rows, steps: int, taps: int, codes: Codes, result: int
-) -> Plan:
+def plan(isa: Isa, micro: IntegerMicro, rows: Rows, taps: int, codes: Codes, result: int) -> Plan:
     """Cut a product up for a machine's caches and workers; ``result`` as for :func:`.gemm.plan`."""
     total = -(-rows.groups(micro.rows) // micro.groups)
-    a_bytes = rows.count * (steps // taps) * micro.step_bytes
+    row_bytes = codes.depth // taps * micro.step_bytes
+    a_bytes = rows.count * row_bytes
     b_bytes = codes.panels * codes.panel_bytes * (1 if codes.bits == 8 else 2)
 
     def cost(across: int) -> tuple[int, int]:
@@ -49,22 +48,23 @@ def plan(
     # Half of the first-level cache for the panel's chunk; whole blocks of channels where they
     # fit, so that a row's lines serve all its taps while they are near.
     fit = max(isa.l1 // 2 // (STEP * micro.columns), 1)
-    if fit >= taps > 1:
+    whole = fit >= taps > 1 and not codes.pruned
+    if whole:
         fit -= fit % taps
-    pieces = -(-steps // fit)
-    chunk = -(-steps // pieces)
-    if fit >= taps > 1:
+    pieces = -(-codes.steps // fit)
+    chunk = -(-codes.steps // pieces)
+    if whole:
         chunk = -(-chunk // taps) * taps
     along = isa.threads // across
     part = Share(
         blocks=-(-total // across),
         block=micro.block,
         pitch=rows.pitch if taps > 1 else 0,
-        row_bytes=(steps // taps) * micro.step_bytes,
-        chunks=-(-steps // chunk),
+        row_bytes=row_bytes,
+        chunks=-(-codes.steps // chunk),
         panels=-(-codes.panels // along),
         panel_bytes=b_bytes / along,
-        sums=micro.columns * 4 if chunk < steps else 0,
+        sums=micro.columns * 4 if chunk < codes.steps else 0,
         result=result / along,
     )
     blocks = part.best(_PRICES, stay=isa.l2 / 2, near=isa.l2)
@@ -115,7 +115,7 @@ class IntegerProduct:
             StalePlan: ``tuned`` are not the fields of a plan for this product.
         """
         micro = layout.micro
-        cut = chosen(plan(isa, micro, rows, codes.steps, len(taps), codes, result), tuned)
+        cut = chosen(plan(isa, micro, rows, len(taps), codes, result), tuned)
         product = cls(isa, micro, layout, rows, taps, codes, cut)
         product.extent.check(cut)
         if not cut.fetch:
@@ -132,7 +132,7 @@ class IntegerProduct:
     def nearby(self) -> list[Plan]:
         """Plans a step away from this one's; chunks of whole blocks of channels where they are."""
         taps = len(self.taps)
-        whole = 1 if self.plan.chunk % taps else taps
+        whole = 1 if self.plan.chunk % taps or self.codes.pruned else taps
         return replace(self.extent, step=whole).nearby(self.plan)
 
     @property
@@ -148,22 +148,30 @@ class IntegerProduct:
     def _room(self) -> int:
         return self.plan.chunk * STEP * self.micro.columns if self.codes.bits < 8 else 0
 
-    def scratch(self) -> tuple[TensorSpec, ...]:
-        """Workspace: accumulators, the steps' offsets, room for a decoded chunk where needed."""
-        workers = self.isa.threads
-        specs = (
-            TensorSpec((workers * self._sums,), torch.int32),
-            TensorSpec((self.codes.steps,), torch.int32),
+    @property
+    def places(self) -> tuple[int, ...]:
+        """A's byte offset of every step of K."""
+        rows, width = self.layout.rows, self.micro.step_bytes
+        return tuple(
+            (b * rows + tap) * width for b in range(self.layout.blocks) for tap in self.taps
         )
-        if not self._room:
-            return specs
-        return (*specs, TensorSpec((workers * self._room,), torch.int8))
+
+    def scratch(self) -> tuple[TensorSpec, ...]:
+        """Workspace: accumulators; where needed, the steps' offsets, room for a decoded chunk."""
+        workers = self.isa.threads
+        specs = [TensorSpec((workers * self._sums,), torch.int32)]
+        if not self.codes.pruned:
+            specs.append(TensorSpec((self.codes.steps,), torch.int32))
+        if self._room:
+            specs.append(TensorSpec((workers * self._room,), torch.int8))
+        return tuple(specs)
 
     def emit(
         self,
         a: Buffer,
         panels: Buffer,
         table: Buffer | None,
+        offsets: Buffer | None,
         scratch: list[Buffer],
         finish: Callable[[Place, Expr, Buffer, Expr], None],
     ) -> None:
@@ -173,6 +181,7 @@ class IntegerProduct:
             a: flat buffer of A in ``layout``.
             panels: flat buffer of the weights in ``codes``.
             table: flat buffer of their table, where they have one.
+            offsets: flat buffer of where their steps begin in A, if they are pruned.
             scratch: buffers of :meth:`scratch`.
             finish: ``finish(place, panel, sums, at)`` stores a group's finished sums, which are
                 at element ``at``, a row ``columns`` apart.
@@ -183,15 +192,17 @@ class IntegerProduct:
         steps, taps = codes.steps, len(self.taps)
         pieces = -(-steps // plan.chunk)
         size = micro.block * micro.columns
-        sums, offsets = scratch[:2]
+        sums = scratch[0]
 
-        for tap, offset in enumerate(self.taps):
-            with T.serial(self.layout.blocks) as block:
-                where = (block * self.layout.rows + offset) * micro.step_bytes
-                T.buffer_store(offsets, where, [block * taps + tap])
+        if offsets is None:
+            offsets = scratch[1]
+            for tap, offset in enumerate(self.taps):
+                with T.serial(self.layout.blocks) as block:
+                    where = (block * self.layout.rows + offset) * micro.step_bytes
+                    T.buffer_store(offsets, where, [block * taps + tap])
 
         def multiply(
-            at: Expr, index: Expr, first: Expr, source: Expr, n: Expr, later: Expr, soon: Expr
+            at: Expr, index: Expr, start: Expr, source: Expr, n: Expr, later: Expr, soon: Expr
         ) -> None:
             addresses = []
             for g in range(micro.groups):
@@ -200,7 +211,6 @@ class IntegerProduct:
                     number = T.min(number, groups - 1)
                 row = place(self.rows, micro.rows, T.bind(number)).row
                 addresses.append(T.address_of(a[row * STEP]))
-            start = T.address_of(offsets[first])
             micro.multiply(addresses, start, source, n, T.address_of(sums[at]), later, soon)
 
         def done(index: Expr, panel: Expr, at: Expr) -> None:
@@ -219,11 +229,12 @@ class IntegerProduct:
             n = T.bind(T.min(plan.chunk, steps - first)) if ragged else plan.chunk
             begin = T.bind(panel * codes.panel_bytes + first * codes.step_bytes)
             if codes.bits < 8:
-                room, at = scratch[2], worker * self._room
+                room, at = scratch[-1], worker * self._room
                 codes.decode(self.isa, panels, table, panel, first, n, room, at)
                 source = T.address_of(room[at])
             else:
                 source = T.address_of(panels[begin])
+            start = T.address_of(offsets[panel * steps + first if codes.pruned else first])
             later = 0 if self._single else T.bind(T.Cast("int32", first > 0))
             with T.serial(base, limit) as index:
                 spot = 0 if self._single else (index - base) * size
@@ -233,7 +244,7 @@ class IntegerProduct:
                     # Every block fetches its part of the next chunk, which follows in memory.
                     part = (index - base) * (plan.chunk * micro.ahead * 64)
                     soon = T.address_of(panels[begin + n * codes.step_bytes + part])
-                multiply(at, index, first, source, n, later, soon)
+                multiply(at, index, start, source, n, later, soon)
                 if pieces == 1:
                     done(index, panel, at)
                 else:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 from ..integer import GROUP, integer_weight
-from .encoding import ENTRIES, Encoding
-from .pruning import kept, mask_bits
+from .encoding import ENTRIES, Encoding, Pruning
+from .pruning import PruningError, joined, kept, mask_bits, split, unit_size
 
 
 class Coded(NamedTuple):
@@ -71,7 +71,7 @@ def stored_bits(shape: tuple[int, ...], encoding: Encoding, element_bits: int = 
 
 
 def pack(codes: torch.Tensor, code_bits: int) -> torch.Tensor:
-    """Codes of 2, 4 or 8 bits side by side in bytes, the first in the lowest bits: 1-D uint8."""
+    """Codes of 1 to 8 bits side by side in bytes, the first in the lowest bits: 1-D uint8."""
     flat = codes.reshape(-1)
     if code_bits == 8:
         return flat.view(torch.uint8)
@@ -90,3 +90,49 @@ def unpack(packed: torch.Tensor, code_bits: int, shape: tuple[int, ...]) -> torc
     mask = (1 << code_bits) - 1
     parts = [(packed >> shift) & mask for shift in range(0, 8, code_bits)]
     return torch.stack(parts, dim=1).view(-1)[: torch.Size(shape).numel()].view(shape)
+
+
+def pack_pruned(
+    codes: torch.Tensor, table: torch.Tensor | None, code_bits: int, pruning: Pruning
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Only the codes that a pruning keeps, packed, and which those are.
+
+    Args:
+        codes: of a pruned weight, as in :class:`Coded`.
+        table: the values they stand for, with a zero among them; None where codes are values.
+        code_bits: of a code.
+        pruning: the weight's.
+
+    Returns:
+        1-D uint8 tensors of :func:`kept` codes and of :func:`mask_bits` bits.
+
+    Raises:
+        PruningError: more codes stand for something other than zero.
+    """
+    shape = tuple(codes.shape)
+    values = codes if table is None else table.index_select(0, codes.flatten().int()).view(shape)
+    live = split(values, pruning).ne(0).any(dim=1)
+    units = split(codes, pruning)
+    spare = kept(shape, pruning) // units.shape[1] - int(live.sum())
+    if spare < 0:
+        raise PruningError(f"a weight of shape {shape} is not pruned by {pruning}: prune it first")
+    # Kept weights may round to zero: others stand in for them, so that the count is the same.
+    live[(~live).nonzero().flatten()[:spare]] = True
+    return pack(units[live], code_bits), pack(live.to(torch.uint8), 1)
+
+
+def unpack_pruned(
+    packed: torch.Tensor,
+    mask: torch.Tensor,
+    table: torch.Tensor | None,
+    code_bits: int,
+    shape: tuple[int, ...],
+    pruning: Pruning,
+) -> torch.Tensor:
+    """What :func:`pack_pruned` packed, as uint8 of that shape; the others are codes of zero."""
+    live = unpack(mask, 1, (mask_bits(shape, pruning),)).bool()
+    size = unit_size(shape, pruning)
+    zero = 0 if table is None else int((table == 0).nonzero()[0])
+    units = packed.new_full((len(live), size), zero)
+    units[live] = unpack(packed, code_bits, (kept(shape, pruning) // size, size))
+    return joined(units, shape, pruning)

@@ -37,6 +37,7 @@ def encode(
     encoding: Encoding,
     importance: torch.Tensor | None = None,
     gram: torch.Tensor | None = None,
+    pruned: bool = False,
 ) -> Coded:
     """Encode a weight.
 
@@ -50,6 +51,7 @@ def encode(
             other, and the error of each is made good by those that follow, as far as their
             activations go together (Frantar et al., GPTQ, ICLR 2023). The diagonal is the
             importance where none is given.
+        pruned: the weight is pruned as the encoding says, part by part: what is zero stays so.
 
     Returns:
         the codes in the weight's own shape; see :class:`Coded`. They are chosen on the CPU, so
@@ -62,7 +64,10 @@ def encode(
     importance = None if importance is None else importance.cpu()
     gram = None if gram is None else gram.cpu()
     with torch.no_grad(), _one_thread() if weight.numel() <= _ALONE else nullcontext():
-        coded = _encode(weight.cpu(), encoding, importance, gram)
+        weight = weight.cpu()
+        if encoding.pruning and not pruned:
+            weight = prune(weight, encoding.pruning)
+        coded = _encode(weight, encoding, importance, gram)
     table = None if coded.table is None else coded.table.to(device)
     scale = None if coded.group_scale is None else coded.group_scale.to(device)
     return Coded(coded.codes.to(device), table, scale, coded.channel_scale.to(device))
@@ -74,8 +79,6 @@ def _encode(
     importance: torch.Tensor | None,
     gram: torch.Tensor | None,
 ) -> Coded:
-    if encoding.pruning:
-        weight = prune(weight, encoding.pruning)
     if gram is not None and importance is None:
         importance = gram.diagonal(dim1=1, dim2=2).reshape(-1)[: weight.shape[1]].clone()
     if encoding.kind == "int8":

@@ -33,7 +33,8 @@ class Pruning:
 
     Attributes:
         pattern: ``magnitude`` (the smallest anywhere), ``2:4`` (the two smaller of every four
-            consecutive input channels) or ``blocks`` (whole blocks of the smallest norm).
+            consecutive input channels) or ``blocks`` (whole blocks of the smallest norm, equally
+            many for all outputs).
         share: the part of the weights that goes, 0 … 1; a half for ``2:4``.
     """
 

@@ -6,7 +6,7 @@ import torch
 
 from ..integer import GROUP
 from ..operator import declare
-from .coded import Coded, decode, unpack
+from .coded import Coded, decode, unpack, unpack_pruned
 from .encoder import encode
 from .encoding import ENTRIES, Encoding
 from .pruning import prune
@@ -53,8 +53,10 @@ def _decode(
     group_scale: torch.Tensor,
     channel_scale: torch.Tensor,
     shape: list[int],
+    mask: torch.Tensor | None = None,
+    encoding: str = "",
 ) -> torch.Tensor:
-    codes = _unpack(packed, table, shape)
+    codes = _unpack(packed, table, shape, mask, encoding)
     scale = channel_scale.view(torch.float32)
     if not table.numel():
         return decode(Coded(codes, None, None, scale))
@@ -63,28 +65,43 @@ def _decode(
 
 #: The fp32 weight of that shape that packed codes stand for. ``table`` and ``group_scale`` are
 #: empty for int8; ``channel_scale`` is the bits of fp32 numbers as int32, which nothing rounds
-#: when a model is cast to another type.
+#: when a model is cast to another type. ``mask`` and ``encoding`` are for a pruned weight, see
+#: :func:`.coded.pack_pruned`.
 DECODE = declare(
-    "decode(Tensor packed, Tensor table, Tensor group_scale, Tensor channel_scale, int[] shape)"
-    " -> Tensor",
+    "decode(Tensor packed, Tensor table, Tensor group_scale, Tensor channel_scale, int[] shape,"
+    ' Tensor? mask=None, str encoding="") -> Tensor',
     _decode,
-    lambda packed, table, group_scale, channel_scale, shape: packed.new_empty(
-        shape, dtype=torch.float32
+    lambda packed, table, group_scale, channel_scale, shape, mask=None, encoding="": (
+        packed.new_empty(shape, dtype=torch.float32)
     ),
 )
 
 
-def _unpack(packed: torch.Tensor, table: torch.Tensor, shape: list[int]) -> torch.Tensor:
-    if not table.numel():
-        return packed.view(torch.int8).view(shape).clone()
-    return unpack(packed, ENTRIES[table.numel()], tuple(shape))
+def _unpack(
+    packed: torch.Tensor,
+    table: torch.Tensor,
+    shape: list[int],
+    mask: torch.Tensor | None = None,
+    encoding: str = "",
+) -> torch.Tensor:
+    values, size = table if table.numel() else None, tuple(shape)
+    code_bits = 8 if values is None else ENTRIES[values.numel()]
+    if mask is None:
+        codes = unpack(packed, code_bits, size)
+    else:
+        pruning = Encoding.parse(encoding).pruning
+        assert pruning is not None
+        codes = unpack_pruned(packed, mask, values, code_bits, size, pruning)
+    return codes.view(torch.int8) if values is None else codes
 
 
 #: Codes out of the bytes that hold them: as many bits each as ``table`` needs; int8 without one.
+#: ``mask`` and ``encoding`` as for :data:`DECODE`.
 UNPACK = declare(
-    "unpack(Tensor packed, Tensor table, int[] shape) -> Tensor",
+    'unpack(Tensor packed, Tensor table, int[] shape, Tensor? mask=None, str encoding="")'
+    " -> Tensor",
     _unpack,
-    lambda packed, table, shape: packed.new_empty(
+    lambda packed, table, shape, mask=None, encoding="": packed.new_empty(
         shape, dtype=torch.uint8 if table.numel() else torch.int8
     ),
 )

@@ -11,6 +11,8 @@ from zoomc.kernels.operator import OPERATORS
 from zoomc.kernels.tir.isa import Isa, isa, supported
 from zoomc.kernels.tir.kernel import lower
 from zoomc.kernels.tir.run import bind, load
+from zoomc.kernels.weights import Encoding, prune
+from zoomc.kernels.weights.pruning import kept_steps
 
 
 def exact(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -59,6 +61,21 @@ def coded(shape: tuple[int, ...], bits: int, seed: int = 0) -> tuple[torch.Tenso
         group_scale = torch.randint(1, largest + 1, scales, generator=generator)
         extra |= {"table": table.to(torch.int8), "group_scale": group_scale.to(torch.int8)}
     return weight, extra
+
+
+def block_pruned(
+    shape: tuple[int, ...], bits: int, share: int, gated: bool = False
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A weight of which that many percent of the blocks are zero, and what goes with it."""
+    weight, extra = coded(shape, bits)
+    zero = 0
+    if bits:
+        zero = 2**bits - 1  # not the code that padding has
+        extra["table"][zero] = 0
+    pruning = Encoding.parse(f"keep+blocks{share}%").pruning
+    keep = prune(torch.rand(shape, generator=torch.Generator().manual_seed(2)) + 0.1, pruning) != 0
+    weight[~keep] = zero
+    return weight, extra | {"kept_steps": kept_steps(shape, pruning, gated)}
 
 
 def machines() -> dict[str, Isa]:

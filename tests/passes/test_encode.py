@@ -15,6 +15,7 @@ from zoomc.passes.ops import CONV2D, LINEAR
 from zoomc.passes.rewrite import arguments
 
 from tests.passes.util import assert_meta_is_true, captured, counts, model, outputs
+from zoomc import compress
 
 
 def coded(name_or_module, weights: str, inputs=None, **settings):
@@ -112,6 +113,41 @@ def test_queries_keys_and_values_stay_one_product():
     assert len(merged) == 2
     assert all("q_proj" in layer.weight and "v_proj" in layer.weight for layer in merged)
     assert counts(gm)["zoomc.linear.default"] == 8
+
+
+class Gated(nn.Module):
+    """Convolutions, then a linear with geglu and one without."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(130, 256, 3), nn.Conv2d(256, 256, 3))
+        self.last = nn.Conv2d(256, 256, 1)
+        self.gated, self.plain = nn.Linear(256, 1280), nn.Linear(640, 96)
+
+    def forward(self, x):
+        x = self.last(self.layers(x)).flatten(2).transpose(1, 2)
+        value, gate = self.gated(x).chunk(2, dim=-1)
+        return self.plain(value * nn.functional.gelu(gate))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_kernels_are_told_how_many_blocks_are_left(stored):
+    torch.manual_seed(0)
+    layers, inputs = Gated().eval().requires_grad_(False), (torch.randn(1, 130, 8, 8),)
+    weights = "int4+blocks50%"
+    if stored:
+        compress(layers, *inputs, weights=weights)
+    gm, inputs, _, record = coded(layers, "keep" if stored else weights, inputs)
+    found = {
+        (node.args[1].meta["val"].shape[0], arguments(node)["kept_steps"])
+        for node in gm.graph.nodes
+        if node.target in (CONV2D, LINEAR)
+    }
+    # Of 4 groups at 9 taps 18, of 4 groups 2, of 10 groups 5. The first is not pruned, and the
+    # last convolution only where linears behind it say that it is not the last layer.
+    ends = {(256, 0)} if stored else {(256, 0), (256, 2)}
+    assert found == {(256, 18), (1280, 2), (96, 5)} | ends
+    assert encodings(record) == {"int8": 3 - len(ends), weights: 2 + len(ends)}
 
 
 def test_what_the_target_refuses_takes_more_bits_or_stays():

@@ -9,7 +9,7 @@ from zoomc.kernels.tir.isa import isa
 from zoomc.kernels.tir.kernel import Unsupported, lower
 from zoomc.kernels.tir.run import bind, run
 
-from ..coded import MACHINES, check_close, check_exact, coded, exact_maps
+from ..coded import MACHINES, block_pruned, check_close, check_exact, coded, exact_maps
 
 CONV = "zoomc::conv2d"
 SAME = [1, 1, 1, 1]
@@ -46,6 +46,19 @@ CASES = {
 def test_sums_are_exact(machine, case):
     size, channels, out, kernel, bits, kwargs = CASES[case]
     inputs, weight, extra = operands(size, channels, out, kernel, bits)
+    check_exact(machine, CONV, inputs, weight, **extra, **kwargs)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    ("case", "share"), [("batch of odd maps", 50), ("wide", 90), ("all uneven", 20)]
+)
+def test_steps_left_out_change_no_sum(machine, case, share):
+    size, channels, out, kernel, bits, kwargs = CASES[case]
+    inputs, _, _ = operands(size, channels, out, kernel, bits)
+    weight, extra = block_pruned((out, sum(channels), *kernel), bits, share)
+    extra["channel_scale"] = torch.ones(out)
+    assert extra["kept_steps"] > 0
     check_exact(machine, CONV, inputs, weight, **extra, **kwargs)
 
 

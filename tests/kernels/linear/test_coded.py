@@ -9,8 +9,9 @@ from zoomc.kernels.integer import LONGEST
 from zoomc.kernels.tir.isa import isa
 from zoomc.kernels.tir.kernel import Call, TensorSpec, Unsupported, Value, lower
 from zoomc.kernels.tir.run import bind, run
+from zoomc.kernels.weights.pruning import PruningError
 
-from ..coded import MACHINES, check_close, check_exact, coded, exact
+from ..coded import MACHINES, block_pruned, check_close, check_exact, coded, exact
 
 LINEAR = "zoomc::linear"
 
@@ -35,6 +36,38 @@ def unit(extra):
 def test_sums_are_exact(machine, rows, k, n, bits):
     weight, extra = coded((n, k), bits)
     check_exact(machine, LINEAR, exact((*rows, k), torch.float32), weight, **unit(extra))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    ("rows", "k", "n", "bits", "share"),
+    [(5, 200, 70, 4, 50), (33, 1500, 33, 0, 30), (1, 130, 128, 2, 70), (40, 65, 40, 8, 50)],
+)
+def test_steps_left_out_change_no_sum(machine, rows, k, n, bits, share):
+    weight, extra = block_pruned((n, k), bits, share)
+    assert 0 < extra["kept_steps"] < -(-k // 64)
+    check_exact(machine, LINEAR, exact((rows, k), torch.float32), weight, **unit(extra))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_pruned_panels_are_smaller_and_do_less(machine):
+    weight, extra = block_pruned((256, 1280), 4, 75)
+    plain = {**extra, "kept_steps": 0}
+    pruned, dense = (
+        lower(bind(LINEAR, torch.randn(9, 1280), weight, **some), MACHINES[machine])
+        for some in (extra, plain)
+    )
+    assert pruned.flops * 4 == dense.flops
+    sizes = [sum(o.spec.nbytes for o in kernel.operands[1:]) for kernel in (pruned, dense)]
+    assert sizes[0] < 0.28 * sizes[1]
+    assert len(dense.operands) == len(pruned.operands) - 1
+
+
+def test_weights_that_keep_more_than_they_say_are_refused():
+    weight, extra = block_pruned((64, 256), 4, 50)
+    extra["kept_steps"] -= 1
+    with pytest.raises(PruningError, match=r"kept_steps=1 .*prune it by blocks"):
+        run(isa(threads=1), LINEAR, torch.randn(2, 256), weight, **extra)
 
 
 @settings(max_examples=8, deadline=None)
@@ -101,6 +134,15 @@ def test_geglu(machine, n, bits):
     x, bias = torch.randn(37, 96).bfloat16(), torch.randn(n).bfloat16()
     residual = torch.randn(37, n // 2).bfloat16()
     check_close(machine, LINEAR, x, weight, bias, activation="geglu", residual=residual, **extra)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_pruned_geglu(machine):
+    weight, extra = block_pruned((192, 160), 4, 50, gated=True)
+    assert extra["kept_steps"] == 2
+    extra["channel_scale"] *= 1e-5
+    x = exact((37, 160), torch.float32)
+    check_close(machine, LINEAR, x, weight, activation="geglu", **extra)
 
 
 @pytest.mark.parametrize("machine", MACHINES)

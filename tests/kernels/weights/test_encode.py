@@ -8,11 +8,22 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from zoomc.kernels.integer import GROUP
-from zoomc.kernels.weights import Coded, Encoding, bits, decode, encode, encoder, pack, unpack
+from zoomc.kernels.weights import (
+    Coded,
+    Encoding,
+    bits,
+    decode,
+    encode,
+    encoder,
+    pack,
+    prune,
+    unpack,
+)
 from zoomc.kernels.weights import encode as encode_function
-from zoomc.kernels.weights.coded import stored_bits
+from zoomc.kernels.weights.coded import pack_pruned, stored_bits
 from zoomc.kernels.weights.encoding import EncodingError, NonFiniteWeightError
 from zoomc.kernels.weights.op import DECODE, ENCODE, PRUNE, UNPACK
+from zoomc.kernels.weights.pruning import PruningError
 
 KINDS = ["int8", "int4", "shared", "shared:4", "shared:256"]
 SHAPES = [(1, 1), (3, 64), (5, 65), (7, 200), (4, 3, 3, 3), (6, 70, 1, 1), (3, 130, 5, 7)]
@@ -234,8 +245,8 @@ def test_bits_are_counted_exactly():
         "shared:256": 200 * 8 + 256 * 8 + 4 * 8 + 64,
         "int4+2:4": 100 * 4 + 100 * 2 + 16 * 8 + 4 * 8 + 64,
         "int8+75%": 50 * 8 + 200 + 64,
-        # one block of 16×64 of the two (the second one padded) is stored
-        "int4+blocks50%": 16 * 64 * 4 + 2 + 16 * 8 + 4 * 8 + 64,
+        # one block of 32×64 of the two (both padded) is stored
+        "int4+blocks50%": 32 * 64 * 4 + 2 + 16 * 8 + 4 * 8 + 64,
     }.items():
         encoding = Encoding.parse(spelling)
         assert bits(encode(weight, encoding), encoding) == expected, spelling
@@ -258,6 +269,29 @@ def test_packed_codes_come_back(code_bits, shape):
     if code_bits == 4 and codes.numel() > 1:
         first = codes.flatten()
         assert packed[0] == first[0] + 16 * first[1]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "shared:4"])
+@pytest.mark.parametrize("shape", [(2, 100), (70, 130), (128, 200), (6, 70, 3, 3)])
+@pytest.mark.parametrize("pattern", ["2:4", "30%", "blocks50%"])
+def test_kept_codes_come_back(kind, shape, pattern):
+    encoding = Encoding.parse(f"{kind}+{pattern}")
+    weight = normal(shape)
+    coded = encode(weight, encoding)
+    packed, mask = pack_pruned(coded.codes, coded.table, encoding.code_bits, encoding.pruning)
+    scales = bits(Coded(coded.codes[:, :0], *coded[1:]))
+    assert 0 <= 8 * (len(packed) + len(mask)) - (bits(coded, encoding) - scales) < 16
+    table = torch.empty(0, dtype=torch.int8) if coded.table is None else coded.table
+    codes = UNPACK(packed, table, list(shape), mask, str(encoding))
+    assert torch.equal(decode(coded._replace(codes=codes)), decode(coded))
+    pruned = prune(weight, encoding.pruning)
+    again = encode(pruned, encoding, pruned=True)
+    assert all(torch.equal(a, b) for a, b in zip(again, coded, strict=True) if a is not None)
+
+
+def test_codes_of_a_weight_that_is_not_pruned_are_refused():
+    with pytest.raises(PruningError, match="not pruned by 50%: prune it first"):
+        pack_pruned(torch.ones(4, 8, dtype=torch.int8), None, 8, Encoding.parse("int8+50%").pruning)
 
 
 @pytest.mark.parametrize("spelling", [*KINDS, "int4+2:4"])
