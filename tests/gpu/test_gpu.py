@@ -109,6 +109,29 @@ def test_coded_sums_are_the_references(bits):
         assert torch.equal(got, expected), dict(kernel.notes)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("bits", [0, 2, 4, 8])
+def test_weight_only_products(dtype, bits):
+    torch.manual_seed(0)
+    x, (weight, extra) = torch.randn(130, 200).to(dtype), coded((72, 200), bits)
+    extra["channel_scale"] /= 127 * 200**0.5
+    check("zoomc::linear", x, weight, norm=True, weight_only=True, **extra)
+    inputs = [torch.randn(2, 8, 8, c).to(dtype) for c in (64, 40)]
+    weight, extra = coded((72, 104, 3, 3), bits)
+    extra["channel_scale"] /= 127 * 936**0.5
+    check("zoomc::conv2d", inputs, weight, padding=SAME, weight_only=True, **extra)
+
+
+def test_weights_are_encoded_and_packed_where_they_lie():
+    layer = torch.nn.Linear(256, 1024).cuda().half().requires_grad_(False)
+    codes = torch.ops.zoomc.encode(layer.weight, "int4")
+    assert all(part.is_cuda for part in codes)
+    with torch.no_grad(), collect() as records:
+        torch.compile(layer, backend="zoomc")(torch.randn(64, 256, device="cuda").half())
+    tensors = [t for bound in records[0].executable._bound.values() for t in bound.values()]
+    assert tensors and all(tensor.is_cuda for tensor in tensors)
+
+
 def first(x: Any) -> torch.Tensor:
     return x if isinstance(x, torch.Tensor) else x[0]
 
