@@ -6,8 +6,9 @@
 Every contender runs in a process of its own, so that memory peaks and thread pools are its own.
 Each peer is paired with zoomc: both are built, then called in turn, so that a machine whose speed
 drifts drifts for both; the ratio is the median over the pairs of calls. Errors are against eager
-in fp32. Inductor runs with weight freezing; OpenVINO, where it is installed (its interpreter may
-be another one: ``--openvino-python``), with fixed shapes and the precision as a hint.
+in fp32, on the input that the model was compiled for (and calibrated on) and on another, of
+another step. Inductor runs with weight freezing; OpenVINO, where it is installed (its interpreter
+may be another one: ``--openvino-python``), with fixed shapes and the precision as a hint.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Result:
     name: str
     seconds: list[float]
     error: float | None
+    error_elsewhere: float | None
     compile_seconds: float
     peak_gb: float
 
@@ -79,7 +81,8 @@ class Contender:
     def result(self, seconds: list[float]) -> Result:
         """Figures after the calls were timed."""
         ready = self.ready
-        return Result(self.name, seconds, ready["error"], ready["compile"], ready["peak_gb"])
+        errors = ready["error"], ready["error_elsewhere"]
+        return Result(self.name, seconds, *errors, ready["compile"], ready["peak_gb"])
 
 
 def pair(a: Contender, b: Contender, rounds: int) -> tuple[list[float], list[float]]:

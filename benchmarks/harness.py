@@ -35,14 +35,18 @@ def print_table(pairs: Sequence[dict[str, Any]], arguments: argparse.Namespace) 
         f"\n{arguments.model}, {arguments.dtype}, batch {arguments.batch},"
         f" {arguments.threads} threads, {arguments.rounds} rounds, {cpu_name()}"
     )
-    print(f"{'':12} {'s/call':>8} {'spread':>15} {'error':>9} {'compile s':>10} {'peak GB':>8}")
+    print(
+        f"{'':12} {'s/call':>8} {'spread':>15} {'error':>9} {'elsewhere':>9}"
+        f" {'compile s':>10} {'peak GB':>8}"
+    )
     for pair in pairs:
         for row in (pair["peer"], pair["zoomc"]):
             seconds = row["seconds"]
             spread = f"{min(seconds):.3f}–{max(seconds):.3f}"
             print(
                 f"{row['name']:12} {statistics.median(seconds):8.3f} {spread:>15}"
-                f" {row['error']:9.1e} {row['compile_seconds']:10.1f} {row['peak_gb']:8.2f}"
+                f" {row['error']:9.1e} {row['error_elsewhere']:9.1e}"
+                f" {row['compile_seconds']:10.1f} {row['peak_gb']:8.2f}"
             )
         print(
             f"zoomc is {pair['ratio']:.2f}× as fast as {pair['peer']['name']}"

@@ -68,18 +68,18 @@ def seeded(cls: Any, config: Any) -> Any:
 
 
 def unet_inputs(
-    config: dict[str, Any], batch: int = 1, size: int | None = None
+    config: dict[str, Any], batch: int = 1, size: int | None = None, seed: int = 1
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """Positional and named inputs of a UNet at a latent size."""
+    """Positional and named inputs of a UNet at a latent size; the step, too, is the seed's."""
     size = size or config["sample_size"]
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
     args = (
         randn(batch, config["in_channels"], size, size),
-        torch.tensor(500),
+        torch.tensor(500 // seed**2),
         randn(batch, 77, config["cross_attention_dim"]),
     )
     if config.get("addition_embed_type") != "text_time":
@@ -91,30 +91,40 @@ def unet_inputs(
 UNETS = {"unet": SD2_UNET, "unet_sd21": SD21_UNET, "unet_sd15": SD15_UNET, "unet_sdxl": SDXL_UNET}
 
 
-def build(
-    name: str, batch: int = 1, size: int = 0
-) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """A model in fp32 with positional and named inputs.
+def inputs(
+    name: str, batch: int = 1, size: int = 0, seed: int = 1
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named inputs of a model.
 
     Args:
         name: a key of :data:`UNETS`, ``text_encoder``, ``vae_encoder`` or ``vae_decoder``.
         batch: pictures or prompts at once.
         size: side of the latents; 0 takes the model's own.
+        seed: of their values.
     """
+    if name in UNETS:
+        return unet_inputs(UNETS[name], batch, size or None, seed)
+    generator = torch.Generator().manual_seed(seed)
+    size = size or 64
+    shapes = {"vae_encoder": (batch, 3, size * 8, size * 8), "vae_decoder": (batch, 4, size, size)}
+    if name == "text_encoder":
+        return (torch.randint(0, 49408, (batch, 77), generator=generator),), {}
+    if name in shapes:
+        return (torch.randn(*shapes[name], generator=generator),), {}
+    raise SystemExit(f"no model {name!r}; known: {', '.join(UNETS)}, text_encoder, vae_*")
+
+
+def build(
+    name: str, batch: int = 1, size: int = 0
+) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """A model in fp32 with positional and named inputs; arguments as for :func:`inputs`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    args, kwargs = inputs(name, batch, size)
     if name in UNETS:
-        args, kwargs = unet_inputs(UNETS[name], batch, size or None)
         return seeded(UNet2DConditionModel, UNETS[name]), args, kwargs
-    generator = torch.Generator().manual_seed(1)
     if name == "text_encoder":
-        tokens = torch.randint(0, 49408, (batch, 77), generator=generator)
-        return seeded(CLIPTextModel, CLIPTextConfig(**SD2_TEXT)), (tokens,), {}
+        return seeded(CLIPTextModel, CLIPTextConfig(**SD2_TEXT)), args, kwargs
     vae = seeded(AutoencoderKL, SD2_VAE)
-    size = size or 64
-    if name == "vae_encoder":
-        return vae.encoder, (torch.randn(batch, 3, size * 8, size * 8, generator=generator),), {}
-    if name == "vae_decoder":
-        return vae.decoder, (torch.randn(batch, 4, size, size, generator=generator),), {}
-    raise SystemExit(f"no model {name!r}; known: {', '.join(UNETS)}, text_encoder, vae_*")
+    return getattr(vae, name.removeprefix("vae_")), args, kwargs
