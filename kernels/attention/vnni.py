@@ -20,6 +20,9 @@ from .vector import get, put, settle, transpose
 Expr = Any
 Buffer = Any
 
+#: Words a turn of a loop: the addresses of every word would take slots from the products.
+_TURN = 8
+
 ONES = 0x01010101  # four bytes of 1
 #: Added to an fp32, it leaves the nearest integer in the low bits.
 ROUND = 1.5 * 2.0**23
@@ -268,13 +271,21 @@ class Vnni(Operands):
         for i in range(rows):
             for j in range(2):
                 put(total, [i, j * n], splat(T.int32(0), n), n)
-        with T.serial(steps) as step:
+
+        def add(step: Expr) -> None:
             vectors = [T.bind(vector(step, j)) for j in range(2)]
             for i in range(rows):
                 word = T.bind(splat(row(step, i), n))
                 for j in range(2):
                     pair = (word, vectors[j]) if unsigned == "row" else (vectors[j], word)
                     put(total, [i, j * n], self.dot(get(total, [i, j * n], n), *pair), n)
+
+        with T.serial(steps // _TURN) as turn:
+            for i in range(_TURN):
+                add(turn * _TURN + i)
+        if not isinstance(steps, int) or steps % _TURN:
+            with T.serial(steps % _TURN) as rest:
+                add(steps // _TURN * _TURN + rest)
         for i in range(rows):
             for j in range(2):
                 out(i, j, get(total, [i, j * n], n))
