@@ -2,6 +2,7 @@
 
     python benchmarks/layers.py --isa amx --dtype bf16 --torch
     python benchmarks/layers.py --isa amx --weights int4
+    python benchmarks/layers.py --isa amx --weights int4+blocks50%
 
 One row a distinct layer, with how often a denoising step runs it; the last row adds up a step.
 A kernel is timed alone and repeatedly, so weights that fit a cache come from there; in a model
@@ -27,6 +28,8 @@ from zoomc.kernels.tir.llvm import attributes
 from zoomc.kernels.tir.micro_amx import CONFIGURE, PRELUDE, RELEASE, products
 from zoomc.kernels.tir.primfunc import prim_func
 from zoomc.kernels.tir.run import bind, load
+from zoomc.kernels.weights import Encoding, prune
+from zoomc.kernels.weights.pruning import kept_steps
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PAD = [1, 1, 1, 1]
@@ -107,18 +110,23 @@ def layers() -> Iterator[Layer]:
 
 
 def encoded(weights: str, inputs: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """The arguments with weights in random codes: speed does not depend on them."""
-    if weights == "keep":
+    """The arguments with weights in random codes: speed depends on pruned blocks only."""
+    encoding = Encoding.parse(weights)
+    if encoding.kind == "keep":
         return inputs, kwargs
     x, weight, *rest = inputs
     extra = {"channel_scale": torch.full((len(weight),), 1e-3)}
-    if weights == "int8":
+    if encoding.kind == "int8":
         codes = torch.randint(-127, 128, weight.shape, dtype=torch.int8)
     else:
         codes = torch.randint(0, 16, weight.shape, dtype=torch.uint8)
         groups = (weight.shape[0], -(-weight.shape[1] // 64), *weight.shape[2:])
         extra["table"] = torch.arange(-8, 8, dtype=torch.int8)
         extra["group_scale"] = torch.randint(1, 16, groups, dtype=torch.int8)
+    if encoding.pruning:
+        codes[prune(weight.float(), encoding.pruning) == 0] = 8 if "table" in extra else 0
+        gated = kwargs.get("activation") == "geglu"
+        extra["kept_steps"] = kept_steps(tuple(weight.shape), encoding.pruning, gated)
     return (x, codes, *rest), kwargs | extra
 
 
@@ -226,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
-    parser.add_argument("--weights", default="keep", choices=["keep", "int8", "int4"])
+    parser.add_argument("--weights", default="keep", help="keep, int8 or int4, also +blocks50%%")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default="", help="part of a layer's name")
     parser.add_argument("--seconds", type=float, default=0.15, help="per layer")

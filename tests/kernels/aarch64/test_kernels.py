@@ -16,7 +16,7 @@ from zoomc.kernels.tir.kernel import lower
 from zoomc.kernels.tir.processor import Processor
 from zoomc.kernels.tir.run import bind, overload
 
-from ..coded import coded, exact, exact_maps
+from ..coded import block_pruned, coded, exact, exact_maps
 from ..products import wide
 
 pytest.importorskip("unicorn", reason="kernels for Arm run on its emulated processor")
@@ -46,6 +46,13 @@ def check_exact(path, op, *args, **kwargs):
 def test_linear_sums_are_exact(path, rows, k, n, bits):
     weight, extra = coded((n, k), bits)
     check_exact(path, LINEAR, exact((*rows, k), torch.float32), weight, **extra)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_steps_left_out_change_no_sum(path):
+    weight, extra = block_pruned((40, 200), 4, 50)
+    assert extra["kept_steps"] == 2
+    check_exact(path, LINEAR, exact((9, 200), torch.float32), weight, **extra)
 
 
 @pytest.mark.parametrize("path", PATHS)
