@@ -56,8 +56,47 @@ def extent(
     return least, most
 
 
+def image_ends(
+    x: torch.Tensor, activation: str, bounds: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Between which values images are quantised, ``(N, 1, 1, 1)`` each: their own, or given ones.
+
+    Args:
+        x: fp32 ``(N, C, H, W)``, what goes into the activation.
+        activation: its name.
+        bounds: fp32 ``(2,)``, the ends for every image; None finds each image's own.
+
+    Returns:
+        both ends of what comes out, not finite where a value of the image is not.
+    """
+    if bounds is None:
+        low, high = (fn((1, 2, 3), keepdim=True) for fn in (x.amin, x.amax))
+        return extent(low, high, activation)
+    spoilt = (x * 0).sum((1, 2, 3), keepdim=True)
+    return bounds[0] + spoilt, bounds[1] + spoilt
+
+
+def token_largest(
+    x: torch.Tensor, activated: torch.Tensor, bounds: torch.Tensor | None
+) -> torch.Tensor:
+    """The magnitude that rows are quantised by, ``(..., 1)``: their own largest, or a given one.
+
+    Args:
+        x: fp32 ``(..., K)``, what goes into the activation.
+        activated: what comes out.
+        bounds: fp32 ``(2,)``, the ends of which the larger is for every row; None finds each
+            row's own.
+
+    Returns:
+        not finite where a value of the row is not.
+    """
+    if bounds is None:
+        return activated.abs().amax(-1, keepdim=True)
+    return bounds.abs().amax() + (x * 0).sum(-1, keepdim=True)
+
+
 def quantise(x: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 codes of an fp32 tensor, and the scale that takes them back.
+    """int8 codes of an fp32 tensor, and the scale that takes them back; larger values clamp.
 
     ``largest`` broadcasts against ``x``. Where it is not finite, neither is the scale, and the
     codes say nothing.
@@ -75,11 +114,12 @@ def quantise_between(
     ``x`` is about ``scale * (codes - zero)``; 0 is so exactly. ``low`` and ``high``, which
     broadcast against ``x``, are neither above nor below 0. The zero is rounded towards the codes'
     lower end, which has one to spare: so values need not be clamped, those at the ends included.
+    Those beyond the ends are clamped, at most a step beyond.
 
     Args:
         x: fp32.
-        low: none is below it.
-        high: none is above it.
+        low: where the codes begin.
+        high: where they end.
 
     Returns:
         int8 codes, int8 zeros and fp32 scales, these two in the shape of ``low``. Where ``low`` or

@@ -16,7 +16,7 @@ from .attention import ATTENTION_RULES, PARTS_RULES
 from .canonicalize import CANONICAL_RULES
 from .channels_last import CHANNELS_LAST_RULES
 from .constants import constant_nodes, mark_constants
-from .context import Context, Layer, Moments, PassRecord, Trace
+from .context import Context, Layer, Moments, PassRecord, Ranges, Trace
 from .cse import merge_equal
 from .dtype import set_dtype
 from .encode import encode_weights
@@ -113,6 +113,7 @@ __all__ = [
     "Moments",
     "Pass",
     "PassRecord",
+    "Ranges",
     "Trace",
     "Validator",
     "constant_nodes",

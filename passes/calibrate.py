@@ -1,8 +1,9 @@
-"""What goes into each product on example inputs: second moments that codes are chosen by."""
+"""What goes into each product on example inputs: moments that codes are chosen by, and ranges."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import fx
 from torch.nn import functional as F
 from zoomc.kernels.integer import GROUP
 
+from .context import Context, Key
 from .ops import CONV2D, LINEAR
 from .rewrite import is_call
 
@@ -20,10 +22,64 @@ ROWS = 4096
 _BEFORE = ("norm", "norm_groups", "norm_weight", "norm_bias", "norm_eps", "pre_activation")
 
 
-def grams(
+@dataclass(frozen=True)
+class Seen:
+    """Of what a layer's product read.
+
+    Attributes:
+        gram: second moments of its channels within groups of 64: fp32 ``(ceil(C / 64), 64, 64)``.
+        bounds: the least and the largest of its values and 0: fp32 ``(2,)``.
+    """
+
+    gram: torch.Tensor
+    bounds: torch.Tensor
+
+
+def learn(
+    gm: fx.GraphModule,
+    by_moments: Mapping[fx.Node, Key],
+    by_range: Mapping[fx.Node, Key],
+    context: Context,
+) -> tuple[dict[fx.Node, torch.Tensor], dict[fx.Node, torch.Tensor]]:
+    """Moments and ranges of layers, as far as the context asks for them.
+
+    Where something is missing there, ``context.inputs`` are run to find it. What is not finite
+    says nothing, and a range of nothing but zeros neither. Layers of one weight share what is
+    known: moments of the first, and one range for all.
+
+    Args:
+        gm: the graph, weights not yet encoded.
+        by_moments: layers whose moments are of use, and the keys to find them by.
+        by_range: the same for ranges.
+        context: what is known, and receives what is found.
+    """
+    moments = {} if context.moments is None else context.moments
+    ranges = {} if context.ranges is None else context.ranges
+    by_moments = {} if context.moments is None else by_moments
+    by_range = {} if context.ranges is None else by_range
+    missing = [node for node, key in by_moments.items() if key not in moments]
+    missing += [node for node, key in by_range.items() if key not in ranges]
+    ends: dict[Key, list[torch.Tensor]] = {}
+    for node, seen in look(gm, missing, context.inputs).items() if missing else ():
+        if node in by_moments and torch.isfinite(seen.gram).all():
+            moments.setdefault(by_moments[node], seen.gram)
+        if node in by_range:
+            ends.setdefault(by_range[node], []).append(seen.bounds)
+    for key, found in ends.items():
+        low, high = torch.stack(found, dim=1)
+        bounds = torch.stack((low.amin(), high.amax()))
+        if torch.isfinite(bounds).all() and bounds.any():
+            ranges.setdefault(key, bounds)
+    return (
+        {node: moments[key] for node, key in by_moments.items() if key in moments},
+        {node: ranges[key] for node, key in by_range.items() if key in ranges},
+    )
+
+
+def look(
     gm: fx.GraphModule, layers: Iterable[fx.Node], inputs: Sequence[torch.Tensor]
-) -> dict[fx.Node, torch.Tensor]:
-    """Second moments of each layer's input channels within groups of 64, by running the graph.
+) -> dict[fx.Node, Seen]:
+    """What each layer's product reads, by running the graph.
 
     Args:
         gm: the graph, weights not yet encoded.
@@ -31,7 +87,7 @@ def grams(
         inputs: one tensor for each placeholder.
 
     Returns:
-        fp32 ``(ceil(C / 64), 64, 64)`` by layer; none for grouped convolutions.
+        by layer; none of grouped convolutions.
     """
     gm.recompile()
     looking = _Looking(gm, set(layers))
@@ -44,7 +100,7 @@ class _Looking(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule, layers: set[fx.Node]) -> None:
         super().__init__(gm)
         self._layers = layers
-        self.found: dict[fx.Node, torch.Tensor] = {}
+        self.found: dict[fx.Node, Seen] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n in self._layers and is_call(n, LINEAR, CONV2D) and n.kwargs.get("groups", 1) == 1:
@@ -54,7 +110,9 @@ class _Looking(fx.Interpreter):
             # The operator itself, on a weight that changes nothing, gives what the product reads.
             unit = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
             unit = unit.view(*unit.shape, *[1] * (weight.dim() - 2))
-            self.found[n] = gram(n.target(args[0], unit, **before))  # type: ignore[operator]
+            read = n.target(args[0], unit, **before)  # type: ignore[operator]
+            ends = (read.amin().clamp(max=0), read.amax().clamp(min=0))
+            self.found[n] = Seen(gram(read), torch.stack(ends).float())
         return super().run_node(n)
 
 

@@ -12,8 +12,14 @@ from torch import fx
 #: Says of a node, and the set of its constant inputs, why the target will not have it as it is.
 Refuses = Callable[[fx.Node, set[fx.Node]], str | None]
 
-#: Second moments of what products read, by the name of their weight and its shape.
-Moments = dict[tuple[str, tuple[int, ...]], torch.Tensor]
+#: What a layer's weight is known by in every graph of a model: its name and shape.
+Key = tuple[str, tuple[int, ...]]
+
+#: Second moments of what products read.
+Moments = dict[Key, torch.Tensor]
+
+#: The least and the largest value that products read, and 0: fp32 ``(2,)``.
+Ranges = dict[Key, torch.Tensor]
 
 #: Says of such a node what it is expected to take, in units of its operator's.
 Cost = Callable[[fx.Node, set[fx.Node]], float]
@@ -40,7 +46,10 @@ class Context:
         moments: what layers read, by weight and shape, where codes are chosen by it: graphs of one
             model share it, so that a weight has the same codes in each. What is missing is found
             by running ``inputs``. None leaves activations out.
-        inputs: one tensor for each placeholder; needed for ``max_error`` and ``moments`` only.
+        ranges: the same for the scales of activations. None leaves it to every call to find
+            scales for what it reads.
+        inputs: one tensor for each placeholder; needed for ``max_error``, ``moments`` and
+            ``ranges`` only.
         refuses: why the target cannot run a node, given which of its inputs are constant; None
             if it can.
         weight_only: why the target would rather not quantise what a layer with coded weights
@@ -58,6 +67,7 @@ class Context:
     attention: str = "keep"
     max_error: float | None = None
     moments: Moments | None = None
+    ranges: Ranges | None = None
     inputs: Sequence[torch.Tensor] = ()
     refuses: Refuses = _nothing
     weight_only: Refuses = _nothing
@@ -88,6 +98,8 @@ class Layer:
         bits: what it takes to store, scales included.
         reason: why it is not the encoding asked for; else empty.
         weight_only: why what it reads is not quantised although its weight is; else empty.
+        bounds: the ends of what it reads, where scales were to be known in advance and are.
+        dynamic: why they are not, where they were to be; else empty.
         error: the layer's own relative error on the measured inputs, if measured.
         errors: the same with each encoding that was tried, by its spelling.
     """
@@ -99,6 +111,8 @@ class Layer:
     bits: int
     reason: str = ""
     weight_only: str = ""
+    bounds: tuple[float, float] | None = None
+    dynamic: str = ""
     error: float | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
 

@@ -24,7 +24,7 @@ from zoomc.kernels.weights.pruning import kept_steps
 
 from . import precision
 from .constants import constant_inputs, is_constant
-from .context import Context, Layer, Moments, PassRecord
+from .context import Context, Layer, PassRecord
 from .ops import CONV2D, LINEAR
 from .rewrite import (
     Call,
@@ -65,6 +65,8 @@ class Candidate:
         errors: the layer's own error on each rung, where measured.
         stored: the codes the model stores the weight in, if it does.
         gram: second moments of what the layer reads, where codes are chosen by them.
+        bounds: the ends of what it reads, where its scale is chosen by them.
+        dynamic: why it is not, where it was to be; else empty.
     """
 
     node: fx.Node
@@ -74,6 +76,8 @@ class Candidate:
     errors: list[float] = field(default_factory=list)
     stored: Stored | None = None
     gram: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
+    dynamic: str = ""
 
     @property
     def encoding(self) -> Encoding:
@@ -96,6 +100,7 @@ class Candidate:
             weight, extra["channel_scale"] = coded.codes, coded.channel_scale
             if encoding.table:
                 extra |= {"table": coded.table, "group_scale": coded.group_scale}
+            extra["bounds"] = self.bounds
         op = cast("Op", self.node.target)
         return op(args[0], weight, *args[2:], **kwargs, **extra)  # type: ignore[no-any-return]
 
@@ -122,8 +127,9 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
     attentions = precision.find(gm, context)
     for candidate in candidates:
         _refuse(candidate, editor, context)
-    if context.moments is not None:
-        _calibrate(gm, candidates, context.moments, context.inputs)
+    _calibrate(gm, candidates, context)
+    if context.ranges is not None:
+        _fix(gm, candidates, editor, context)
     if context.max_error is not None:
         from .budget import fit
 
@@ -150,9 +156,10 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
                 return
             key = weight, str(encoding), _gated(node)
             if key not in coded:
-                gram = _attribute(gm, candidate, node) if encoding.table else None
+                gram = _attribute(gm, "gram", candidate.gram, node) if encoding.table else None
                 coded[key] = _coded(candidate, encoding, gram)
-            new = editor.insert(_with(node, coded[key]), node, memo)
+            bounds = _attribute(gm, "bounds", candidate.bounds, node)
+            new = editor.insert(_with(node, coded[key] | {"bounds": bounds}), node, memo)
             why = context.weight_only(new, constant_inputs(new)) or ""
             if why:
                 quantised = new
@@ -161,35 +168,50 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
             node.replace_all_uses_with(new)
             editor.erase_dead(node)
             layer = dataclasses.replace(layer, node=new.name, weight_only=why)
+            if not why:
+                ends = None if candidate.bounds is None else tuple(candidate.bounds.tolist())
+                layer = dataclasses.replace(layer, bounds=ends, dynamic=candidate.dynamic)
             kind = "conv2d" if is_call(new, CONV2D) else "linear"
             record.hit(f"{kind}(x, w) => {kind}(x, {encoding} of w)")
         record.layers.append(layer)
 
 
-def _calibrate(
-    gm: fx.GraphModule,
-    candidates: list[Candidate],
-    moments: Moments,
-    inputs: Sequence[torch.Tensor],
-) -> None:
-    """Give each layer that may take codes of a table what is known of its activations.
+def _calibrate(gm: fx.GraphModule, candidates: list[Candidate], context: Context) -> None:
+    """Give layers what is known of their activations, as far as the context asks for it.
 
-    Where something is missing, ``inputs`` are run to find it. Moments that are not finite say
-    nothing: such layers get plain codes.
+    Those that may take codes of a table get moments, and all that may take codes their ranges.
     """
-    from .calibrate import grams
+    from .calibrate import learn
 
-    keys = {}
+    by_moments, by_range = {}, {}
     for candidate in candidates:
+        weight = cast("fx.Node", candidate.node.args[1])
+        key = weight_name(weight), shape(weight)
         if candidate.stored is None and candidate.ladder[0].table:
-            weight = cast("fx.Node", candidate.node.args[1])
-            keys[candidate.node] = weight_name(weight), shape(weight)
-    missing = [node for node, key in keys.items() if key not in moments]
-    for node, gram in grams(gm, missing, inputs).items() if missing else ():
-        if torch.isfinite(gram).all():
-            moments.setdefault(keys[node], gram)
+            by_moments[candidate.node] = key
+        if candidate.ladder[0].kind != "keep":
+            by_range[candidate.node] = key
+    moments, ranges = learn(gm, by_moments, by_range, context)
     for candidate in candidates:
-        candidate.gram = moments.get(keys.get(candidate.node, ("", ())))
+        candidate.gram = moments.get(candidate.node)
+        candidate.bounds = ranges.get(candidate.node)
+        if context.ranges is not None and candidate.node in by_range and candidate.bounds is None:
+            candidate.dynamic = "the first call's values have no range, or none that is finite"
+
+
+def _fix(gm: fx.GraphModule, candidates: list[Candidate], editor: Editor, context: Context) -> None:
+    """Leave scales to be found by every call where the target would not have them otherwise."""
+    for candidate in candidates:
+        if candidate.bounds is None:
+            continue
+        node = candidate.node
+        values = _coded(candidate, candidate.ladder[0])
+        values["bounds"] = _attribute(gm, "bounds", candidate.bounds, node)
+        trial = editor.insert(_with(node, values), node)
+        reason = context.refuses(trial, constant_inputs(trial))
+        editor.erase_dead(trial)
+        if reason is not None:
+            candidate.bounds, candidate.dynamic = None, f"the target cannot fix them: {reason}"
 
 
 def find(gm: fx.GraphModule, asked: Encoding) -> list[Candidate]:
@@ -277,16 +299,20 @@ def _refuse(candidate: Candidate, editor: Editor, context: Context) -> None:
     candidate.ladder = ladder
 
 
-def _attribute(gm: fx.GraphModule, candidate: Candidate, before: fx.Node) -> fx.Node | None:
-    """The candidate's second moments as a constant of the graph."""
-    if candidate.gram is None:
+def _attribute(
+    gm: fx.GraphModule, kind: str, value: torch.Tensor | None, before: fx.Node
+) -> fx.Node | None:
+    """What a layer was seen to read, as a constant of the graph."""
+    if value is None:
         return None
-    name = f"gram_of_{candidate.node.name}"
-    gm.register_buffer(name, candidate.gram, persistent=False)
+    name = f"{kind}_of_{before.name}"
+    gm.register_buffer(name, value, persistent=False)
     with gm.graph.inserting_before(before):
         node = gm.graph.get_attr(name)
-    mode, value = fake_mode(gm), candidate.gram
-    node.meta["val"] = mode.from_tensor(value) if isinstance(mode, FakeTensorMode) else value
+    mode = fake_mode(gm)
+    node.meta["val"] = (
+        mode.from_tensor(value, static_shapes=True) if isinstance(mode, FakeTensorMode) else value
+    )
     return node
 
 

@@ -41,6 +41,7 @@ def test_unknown_option_unlike_any_lists_them_all():
         ("weights", "int5"),
         ("isa", "sse"),
         ("attention", "fp8"),
+        ("scales", "fixed"),
         ("threads", -1),
         ("threads", "many"),
         ("threads", True),

@@ -105,6 +105,38 @@ def test_variants_share_calibrated_codes_and_new_weights_are_calibrated_anew(blo
     assert len(records) == 3
 
 
+def test_variants_share_static_scales_and_new_weights_get_new_ones(block):
+    model, x = block
+    options = {"weights": "int8", "scales": "static", "fallback": "error", "validate": True}
+    with collect() as records:
+        fast = compiled(model, **options)
+        assert error(fast(x), model(x)) < 0.03
+        other = torch.randn(47, 128).clamp(-2, 2)
+        assert error(fast(other), model(other)) < 0.03
+        # values beyond are clamped
+        assert error(fast(100 * x), model(100 * x)) > 0.5
+        assert fast(x.index_fill(1, torch.tensor(3), torch.nan)).isnan().all()
+        with torch.no_grad():
+            model.layers[0].weight.mul_(-20)
+        assert error(fast(x), model(x)) < 0.03
+    bounds = [[layer.bounds for layer in r.trace.passes[-1].layers] for r in records]
+    assert bounds[0] == bounds[1] and None not in bounds[0]
+    assert bounds[-1][0] == bounds[0][0] and bounds[-1][1][1] > 10 * bounds[0][1][1]
+    assert all(len(record.validation) == 3 for record in records)
+    assert all(row["error"] < 1e-5 for record in records for row in record.validation)
+
+
+def test_static_scales_are_told(block):
+    model, x = block
+    options = {"weights": "int4", "scales": "static", "calibrate": False}
+    report = zoomc.explain(model, x, options=options)
+    assert "scales       static in 3 layers" in str(report)
+    (graph,) = report.to_dict()["graphs"]
+    ends = [float(x.min()), float(x.max())]
+    assert list(graph["layers"][0]["bounds"]) == pytest.approx(ends)
+    json.dumps(report.to_dict())
+
+
 def test_a_first_call_on_nan_gets_plain_codes(block):
     model, x = block
     fast = compiled(model, weights="int4")

@@ -75,6 +75,8 @@ class CompiledGraph:
         self._variants: OrderedDict[Any, Variant] = OrderedDict()
         #: What layers were seen to read: variants choose codes by the same, and so share them.
         self._moments: passes.Moments | None = {} if options.calibrate else None
+        #: The same for scales: None where each call finds its own.
+        self._ranges = self._shared_ranges() if options.scales == "static" else None
         self._lock = threading.RLock()
         _LIVE.add(self)
 
@@ -99,6 +101,15 @@ class CompiledGraph:
         """Whether any of this graph's weights is among tensors given by ``id``."""
         return any(id(weight) in tensors for weight in self._weights.values())
 
+    def _shared_ranges(self) -> passes.Ranges:
+        """Those of a graph of the same weights, as Dynamo makes of another shape; else none yet."""
+        weights = set(map(id, self._weights.values()))
+        for other in list(_LIVE):
+            ranges = other._ranges if other.options == self.options else None
+            if ranges is not None and weights == set(map(id, other._weights.values())):
+                return ranges
+        return {}
+
     def _weight(self, attribute: str) -> torch.Tensor | None:
         """The current tensor of a weight's attribute; None if it names no weight."""
         position = weight_position(attribute)
@@ -110,9 +121,10 @@ class CompiledGraph:
         same = all(w.shape == old[i].shape and w.dtype == old[i].dtype for i, w in weights.items())
         self._watch.remember(list(weights.values()))
         self._constants.forget()
-        if self._moments:  # codes were chosen by what the old weights made of the inputs
-            self._moments.clear()
-            same = False
+        for seen in (self._moments, self._ranges):
+            if seen:  # codes or scales were chosen by what the old weights made of the inputs
+                seen.clear()
+                same = False
         if not same:
             self._variants.clear()
         for variant in self._variants.values():
@@ -160,6 +172,7 @@ class CompiledGraph:
                 attention=options.attention,
                 max_error=options.max_error,
                 moments=self._moments,
+                ranges=self._ranges,
                 inputs=[args[i] for i in program.inputs],
                 refuses=target.refuses,
                 weight_only=target.weight_only,

@@ -101,7 +101,17 @@ def _encoding_lines(graph: Mapping[str, Any]) -> list[str]:
         megabytes = sum(layer["bits"] for layer in group) / 8e6
         why = f"  {reason}" if reason else ""
         lines.append(f"    {len(group):5d}  {encoding:10s} {megabytes:8.2f} MB{why}")
-    return lines
+    return lines + _scale_lines(graph)
+
+
+def _scale_lines(graph: Mapping[str, Any]) -> list[str]:
+    """Layers whose scales the first call fixed, and why others' are not, where that was asked."""
+    fixed = sum(layer["bounds"] is not None for layer in graph["layers"])
+    reasons = Counter(layer["dynamic"] for layer in graph["layers"] if layer["dynamic"])
+    if not fixed and not reasons:
+        return []
+    lines = [f"  scales       static in {fixed} layers, by what the first call read"]
+    return lines + [f"    {count:5d}  dynamic: {why}" for why, count in reasons.most_common()]
 
 
 def _attention_lines(graph: Mapping[str, Any]) -> list[str]:

@@ -141,6 +141,12 @@ class Options:
         "what weights in codes are multiplied by: int8 = integers, the same on every target; auto ="
         " the compute type where a GPU is faster so, since memory is the limit",
     )
+    scales: str = _option(
+        "dynamic",
+        _choice("dynamic", "static"),
+        "what int8 activations are scaled by: dynamic = the extremes of each image and token;"
+        " static = what each layer read on the first call, beyond which values are clamped",
+    )
     dtype: str = _option(
         "model",
         _choice("model", "fp32", "bf16", "fp16"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..integer import LIMIT
 from ..tir import coded, convert, quantise, short
 from ..tir.codes import Codes
 from ..tir.epilogue import Epilogue, IntegerSums, finishing
@@ -46,14 +47,16 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     rows = shape.output(out_height, out_width)
     codes = Codes.of(call, micro, gated=False)
     product = IntegerProduct.of(isa, layout, rows, shape.taps(), codes, finishing(call), call.plan)
-    norm = bool(call["norm_groups"])
+    norm, given = bool(call["norm_groups"]), call["bounds"] is not None
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
     operands |= coded.operands(call, product, -1) | optional(call)
     scratch = {"a": layout.spec}
     if norm:
         scratch |= statistics.scratch(images, shape.height, channels)
-    scratch |= extremes.scratch(images, shape.height, channels, norm)
+    scratch |= extremes.scratch(
+        images, shape.height, channels, norm, shape.written if given else None
+    )
     # Of zero -1: the sums of the columns, by which an image's own zero is multiplied.
     pitch = codes.panels * micro.columns
     scratch["corrections"] = TensorSpec((images * pitch,), torch.int32)
@@ -62,7 +65,8 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     def body(buffers: list[Any]) -> None:
         named = dict(zip([*operands, "out", *scratch], buffers, strict=False))
         sources = [named[f"input{i}"] for i in range(len(inputs))]
-        activation = call["pre_activation"]
+        activation, found = call["pre_activation"], None
+        least = -LIMIT - 1 if given else None
         if norm:
             statistics.emit(
                 isa,
@@ -77,22 +81,28 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
                 bias=named.get("norm_bias"),
                 eps=call["norm_eps"],
             )
-            found = extremes.of_channels(isa, named, shape.height, channels)
-        else:
+            if not given:
+                found = extremes.of_channels(isa, named, shape.height, channels)
+        elif not given:
             found = extremes.of_inputs(
                 isa, sources, shape.channels, named, images, shape.height, shape.width
             )
         extremes.scales(isa, micro, named, images, pitch, activation, found)
         maps.write(
             isa,
-            lambda image: ImagePixels.of(layout, named["inverses"][image], named["zeros"][image]),
+            lambda image: ImagePixels.of(
+                layout, named["inverses"][image], named["zeros"][image], least
+            ),
             shape,
             sources,
             named["a"],
             gain=named.get("gain"),
             offset=named.get("offset"),
             activation=short.prepared(isa, activation),
+            magnitudes=named.get("magnitudes"),
         )
+        if given:
+            extremes.spoil(named, images, shape.written)
         epilogue = Epilogue(
             isa,
             micro,

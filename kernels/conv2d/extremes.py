@@ -1,4 +1,4 @@
-"""One int8 scale and zero an image, from the extremes of what goes into the activation.
+"""One int8 scale and zero an image, from the extremes of what goes into the activation, or given.
 
 An activation's least and largest value follow from those it is applied to, so no pass over
 activated values is needed. Behind a group norm these come from every channel's extremes, which
@@ -6,6 +6,9 @@ the statistics gather on their way; elsewhere from one pass over the inputs.
 
 Extremes are held as int32 keys: the bits of an fp32 that is not negative order as it does, NaN
 above all. A least value is held as its negation's.
+
+Where the codes' ends are given, no extremes are looked for: whoever writes the codes only notes
+whether a value is not finite.
 """
 
 from __future__ import annotations
@@ -21,19 +24,25 @@ from ..tir.kernel import TensorSpec
 from ..tir.math import let
 from ..tir.memory import load, load_raw, splat, typed
 from ..tir.micro_int8 import IntegerMicro
-from ..tir.quantise import Sum, extent, scale_between, sweep
+from ..tir.quantise import INFINITY, Sum, extent, scale_between, sweep
 
 Expr = Any
 Buffer = Any
 
-_INFINITY = 0x7F800000
 _SIGN = -(2**31)
 
 
-def scratch(images: int, height: int, channels: int, norm: bool) -> dict[str, TensorSpec]:
-    """Workspace: every image's scale, its inverse and its zero, and chunks' extremes."""
+def scratch(
+    images: int, height: int, channels: int, norm: bool, written: int | None = None
+) -> dict[str, TensorSpec]:
+    """Workspace: every image's scale, its inverse and its zero, and chunks' extremes.
+
+    With given ends, the largest magnitude of each of the ``written`` rows of an image instead.
+    """
     table, integers = (TensorSpec((images,), d) for d in (torch.float32, torch.int32))
     named = {"scales": table, "inverses": table, "zeros": integers}
+    if written is not None:
+        return named | {"magnitudes": TensorSpec((images * written,), torch.int32)}
     if norm:
         chunks = TensorSpec((images * height * channels,), torch.float32)
     else:
@@ -133,7 +142,7 @@ def scales(
     images: int,
     columns: int,
     activation: str,
-    find: Callable[[Expr], tuple[Expr, Expr]],
+    find: Callable[[Expr], tuple[Expr, Expr]] | None,
 ) -> None:
     """Emit every image's scale and zero, and what its zero adds to sums of products, negated.
 
@@ -145,17 +154,23 @@ def scales(
         images: how many.
         columns: of all panels, a multiple of the lanes.
         activation: what follows.
-        find: the keys of an image.
+        find: the keys of an image; None takes ``bounds`` for the ends of every image's codes.
     """
-    with T.parallel(images) as image:
+
+    def between(image: Expr) -> tuple[Expr, Expr, Expr]:
+        if find is None:
+            return scale_between(named["bounds"][0], named["bounds"][1])
         low_key, high_key = find(image)
-        wrong = let(T.max(low_key, high_key)) >= T.int32(_INFINITY)
+        wrong = let(T.max(low_key, high_key)) >= T.int32(INFINITY)
         kept = [T.Select(wrong, T.int32(0), key) for key in (low_key, high_key)]
         negated, high = (let(T.reinterpret("float32", key)) for key in kept)
         low = let(T.float32(0) - negated)
         inverse, zero, scale = scale_between(*extent(low, high, activation))
+        return inverse, zero, T.Select(wrong, T.float32(float("nan")), scale)
+
+    with T.parallel(images) as image:
+        inverse, zero, scale = between(image)
         zero = let(zero + T.int32(micro.zero))
-        scale = T.Select(wrong, T.float32(float("nan")), scale)
         T.buffer_store(named["inverses"], inverse, [image])
         T.buffer_store(named["scales"], scale, [image])
         T.buffer_store(named["zeros"], zero, [image])
@@ -166,3 +181,17 @@ def scales(
             T.buffer_store(
                 named["corrections"], moved, [T.ramp(image * columns + v * lanes, 1, lanes)]
             )
+
+
+def spoil(named: dict[str, Buffer], images: int, written: int) -> None:
+    """Make the scales NaN of images in which a value is not finite, by ``magnitudes``."""
+    with T.parallel(images) as image:
+        most = T.alloc_buffer((1,), "int32", scope="local")
+        T.buffer_store(most, T.int32(0), [0])
+        with T.serial(written) as y:
+            here = named["magnitudes"][image * written + y]
+            T.buffer_store(most, T.max(most[0], here), [0])
+        scale = T.Select(
+            most[0] >= T.int32(INFINITY), T.float32(float("nan")), named["scales"][image]
+        )
+        T.buffer_store(named["scales"], scale, [image])

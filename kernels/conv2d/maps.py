@@ -17,6 +17,7 @@ from ..tir.gemm import Depth, Rows
 from ..tir.isa import Isa
 from ..tir.layout import Layout
 from ..tir.memory import load
+from ..tir.quantise import Sum, magnitude
 
 Expr = Any
 Buffer = Any
@@ -53,6 +54,11 @@ class Map:
         """Pixel rows of a phase."""
         top, bottom, _, _ = self.padding
         return -(-(self.height * self.scale + top + bottom) // self.stride[0])
+
+    @property
+    def written(self) -> int:
+        """Rows of the padded input, as far as phases reach."""
+        return self.rows * self.stride[0]
 
     @property
     def pitch(self) -> int:
@@ -138,6 +144,7 @@ def write(
     gain: Buffer | None,
     offset: Buffer | None,
     activation: Callable[[Expr, int], Expr],
+    magnitudes: Buffer | None = None,
 ) -> None:
     """Emit the loop that fills a map.
 
@@ -150,11 +157,13 @@ def write(
         gain: flat fp32 ``[image][channel]``: what normalisation multiplies by, or None.
         offset: the same for what it adds.
         activation: of fp32 lanes and their number, applied after the normalisation.
+        magnitudes: int32, receives the key of the largest magnitude that goes into the activation,
+            of each of an image's :attr:`Map.written` rows; None where nobody asks.
     """
     top, _, left, _ = shape.padding
     height, width = shape.height * shape.scale, shape.width * shape.scale
     across = shape.pitch * shape.stride[1]
-    down = shape.rows * shape.stride[0]
+    down = shape.written
     total = sum(shape.channels)
 
     def pixel(layout: Pixels, image: Expr, y: Expr, x: Expr) -> Expr:
@@ -165,7 +174,7 @@ def write(
             with T.serial(stop - start) as x:
                 layout.zeros(out, pixel(layout, image, y, x + start))
 
-    def fill(layout: Pixels, image: Expr, y: Expr) -> None:
+    def fill(layout: Pixels, image: Expr, y: Expr, most: Sum | None) -> None:
         source_y = T.floordiv(y - top, shape.scale)
         with T.serial(width) as x:
             target = pixel(layout, image, y, x + left)
@@ -174,7 +183,7 @@ def write(
             source = T.bind(source)
             for buffer, channels in zip(inputs, shape.channels, strict=True):
                 at = T.bind(source * channels)
-                part(layout, buffer, at, image, target, first, channels)
+                part(layout, buffer, at, image, target, first, channels, most)
                 first += channels
             layout.pad(out, target, total)
 
@@ -186,12 +195,16 @@ def write(
         target: Expr,
         first: int,
         channels: int,
+        most: Sum | None,
     ) -> None:
         def one(c: Expr, lanes: int) -> None:
             v = load(buffer, [source + c], lanes)
             if gain is not None:
                 at = image * total + first + c
                 v = v * load(gain, [at], lanes) + load(offset, [at], lanes)
+            if most:
+                v = T.bind(v)
+                most.add(magnitude(v, lanes), lanes, 0)
             layout.store(out, target, c + first, activation(v, lanes), lanes)
 
         lanes = isa.lanes if layout.aligned(first, isa.lanes) else 1
@@ -206,10 +219,13 @@ def write(
     with T.parallel(shape.images * down) as task:
         image, y = T.bind(T.floordiv(task, down)), T.bind(T.floormod(task, down))
         layout = writer(image)
+        most = Sum(isa, "int32") if magnitudes is not None else None
         with T.If(T.And(y >= top, y < top + height)):
             with T.Then():
                 blank(layout, image, y, 0, left)
-                fill(layout, image, y)
+                fill(layout, image, y, most)
                 blank(layout, image, y, left + width, across)
             with T.Else():
                 blank(layout, image, y, 0, across)
+        if most:
+            T.buffer_store(magnitudes, most.result(), [task])

@@ -32,7 +32,7 @@ def _out(size: int, kernel: int, padding: Sequence[int], stride: int, dilation: 
     " int norm_groups=0, Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=1e-05,"
     ' str pre_activation="none", Tensor? shift=None, Tensor? residual=None,'
     " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None,"
-    " bool weight_only=False, int kept_steps=0) -> Tensor",
+    " bool weight_only=False, int kept_steps=0, Tensor? bounds=None) -> Tensor",
     flops=_flops,
 )
 def conv2d(
@@ -57,6 +57,7 @@ def conv2d(
     channel_scale: torch.Tensor | None = None,
     weight_only: bool = False,
     kept_steps: int = 0,
+    bounds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Concatenate, upsample, normalise, activate, convolve, shift and add, in that order.
 
@@ -87,6 +88,9 @@ def conv2d(
         kept_steps: says of coded weights that every aligned 32 output channels have values other
             than 0 in at most so many steps (64 input channels, aligned, at one tap), so that a
             kernel may skip the others. 0 says nothing. No result depends on it.
+        bounds: fp32 ``(2,)``, not above and not below 0: where the codes of every image begin and
+            end, in place of its own extremes. Values beyond are clamped; an image with a value
+            that is not finite before the activation has no finite result.
 
     Returns:
         ``(N, OH, OW, O)``, dense, in the dtype of ``inputs``.
@@ -99,9 +103,9 @@ def conv2d(
         )
     if norm_groups:
         x = F.group_norm(x, norm_groups, norm_weight, norm_bias, norm_eps)
-    low, high = x, x
+    ends = x, x
     if channel_scale is not None and not weight_only:
-        low, high = (fn((1, 2, 3), keepdim=True) for fn in (x.amin, x.amax))
+        ends = integer.image_ends(x, pre_activation, bounds)
     x = ACTIVATIONS[pre_activation](x)
     if upsample:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -115,7 +119,6 @@ def conv2d(
         x = x * channel_scale[:, None, None]
         x = x if bias is None else x + bias[:, None, None]
     else:
-        ends = integer.extent(low, high, pre_activation)
         codes, zero, scale = integer.quantise_between(x, *ends)
         weight = integer.integer_weight(weight, table, group_scale)
         terms = integer.terms(codes) - integer.terms(zero)

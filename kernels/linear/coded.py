@@ -61,7 +61,15 @@ def linear(call: Call, isa: Isa) -> Kernel:
             call["norm_eps"],
             call["pre_activation"],
         )
-        quantise.rows(layout, source, named["row"], named["a"], named["scales"], count)
+        quantise.rows(
+            layout,
+            source,
+            named["row"],
+            named["a"],
+            named["scales"],
+            count,
+            named.get("bounds"),
+        )
         epilogue = Epilogue(
             isa,
             micro,

@@ -23,7 +23,7 @@ def _linear_flops(args: Mapping[str, Any]) -> int:
     " Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=1e-05,"
     ' str pre_activation="none", str activation="none", Tensor? residual=None,'
     " Tensor? table=None, Tensor? group_scale=None, Tensor? channel_scale=None,"
-    " bool weight_only=False, int kept_steps=0) -> Tensor",
+    " bool weight_only=False, int kept_steps=0, Tensor? bounds=None) -> Tensor",
     flops=_linear_flops,
 )
 def linear(
@@ -43,6 +43,7 @@ def linear(
     channel_scale: torch.Tensor | None = None,
     weight_only: bool = False,
     kept_steps: int = 0,
+    bounds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Layer norm, activate, multiply, activate and add, in that order.
 
@@ -68,6 +69,9 @@ def linear(
         kept_steps: says of coded weights that every aligned 32 rows (with geglu 16 and their
             gates) have values other than 0 in at most so many of the steps of 64 input features,
             so that a kernel may skip the others. 0 says nothing. No result depends on it.
+        bounds: fp32 ``(2,)``, not above and not below 0: the larger magnitude is every row's
+            largest, in place of its own. Values beyond are clamped; a row with a value that is
+            not finite before the activation has no finite result.
 
     Returns:
         ``(..., N)``, or ``(..., N / 2)`` with geglu; dense, in the dtype of ``x``.
@@ -79,7 +83,7 @@ def linear(
         )
     if norm:
         x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
-    x = ACTIVATIONS[pre_activation](x)
+    before, x = x, ACTIVATIONS[pre_activation](x)
     if channel_scale is None:
         y = F.linear(x, weight, bias)
     elif weight_only:
@@ -87,7 +91,7 @@ def linear(
         y = F.linear(x, weight.to(x.dtype)) * channel_scale
         y = y if bias is None else y + bias
     else:
-        codes, scale = integer.quantise(x, x.abs().amax(-1, keepdim=True))
+        codes, scale = integer.quantise(x, integer.token_largest(before, x, bounds))
         weight = integer.integer_weight(weight, table, group_scale)
         sums = F.linear(integer.terms(codes), integer.terms(weight))  # exact
         y = sums.float() * (scale * channel_scale)

@@ -10,7 +10,7 @@ from .kernel import Call, Operand, Unsupported
 from .pack import column_operand
 
 _DTYPES = {torch.float32, torch.bfloat16, torch.float16}
-_CODES = ("weight", "table", "group_scale", "channel_scale", "bias")
+_CODES = ("weight", "table", "group_scale", "channel_scale", "bias", "bounds")
 
 
 def check(call: Call, dtypes: set[torch.dtype], k: int) -> None:
@@ -44,4 +44,6 @@ def operands(call: Call, product: IntegerProduct, zero: int) -> dict[str, Operan
         named["correction"] = codes.correction(weight, table, group_scale, zero)
     if call["bias"] is not None:
         named["columns"] = column_operand(call["bias"], codes.micro, codes.gated)
+    if call["bounds"] is not None:
+        named["bounds"] = Operand((call["bounds"],))
     return named

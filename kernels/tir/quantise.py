@@ -64,12 +64,18 @@ class Blocks:
         inverse: Expr,
         zero: Expr,
         lanes: int,
+        least: int | None = None,
     ) -> None:
         """Store ``round(value · inverse + zero)``, all in fp32; it fits the type of A.
 
-        The sum's low bits are that integer, as ``zero`` is :meth:`rounding` of one.
+        The sum's low bits are that integer, as ``zero`` is :meth:`rounding` of one. Where it may
+        not fit, codes are clamped from ``least`` to 127.
         """
         rounded = value * splat(inverse, lanes) + splat(zero, lanes)
+        if least is not None:
+            ends = (T.float32(ROUND + self.micro.zero + code) for code in (least, LIMIT))
+            low, high = (splat(end, lanes) for end in ends)
+            rounded = let(T.min(T.max(rounded, low), high))
         low = T.Cast(typed(self.micro.a, lanes), T.reinterpret(typed("int32", lanes), rounded))
         at = self.at(row, channel)
         T.buffer_store(out, low, [T.ramp(at, 1, lanes) if lanes > 1 else at])
@@ -100,6 +106,7 @@ class ImagePixels:
         inverse: what values are multiplied by.
         zero: int32, how 0 is stored.
         rounding: the same as :meth:`Blocks.rounding` gives it.
+        least: the code that values are clamped to; None where none lies beyond the codes' ends.
         row: pixels are counted, not elements.
     """
 
@@ -107,17 +114,20 @@ class ImagePixels:
     inverse: Expr
     zero: Expr
     rounding: Expr
+    least: int | None = None
     row: int = 1
 
     @classmethod
-    def of(cls, blocks: Blocks, inverse: Expr, zero: Expr) -> ImagePixels:
+    def of(cls, blocks: Blocks, inverse: Expr, zero: Expr, least: int | None = None) -> ImagePixels:
         """Pixels by values that are read once."""
         inverse, zero = T.bind(inverse), T.bind(zero)
-        return cls(blocks, inverse, zero, T.bind(blocks.rounding(zero)))
+        return cls(blocks, inverse, zero, T.bind(blocks.rounding(zero)), least)
 
     def store(self, buffer: Buffer, row: Expr, channel: Expr, value: Expr, lanes: int) -> None:
         """Store fp32 lanes at a channel of a pixel."""
-        self.blocks.store(buffer, row, channel, value, self.inverse, self.rounding, lanes)
+        self.blocks.store(
+            buffer, row, channel, value, self.inverse, self.rounding, lanes, self.least
+        )
 
     def zeros(self, buffer: Buffer, row: Expr) -> None:
         """Zero a whole pixel."""
@@ -130,6 +140,10 @@ class ImagePixels:
     def pad(self, buffer: Buffer, row: Expr, channels: int) -> None:
         """Zero what follows the channels of a pixel."""
         self.blocks.zeros(buffer, row, self.zero, channels)
+
+
+#: What :func:`magnitude` gives of infinities; NaN lie above.
+INFINITY = 0x7F800000
 
 
 def magnitude(value: Expr, lanes: int) -> Expr:
@@ -264,9 +278,15 @@ class RowSource:
 
 
 def rows(
-    layout: Blocks, source: RowSource, held: Buffer, out: Buffer, scales: Buffer, count: int
+    layout: Blocks,
+    source: RowSource,
+    held: Buffer,
+    out: Buffer,
+    scales: Buffer,
+    count: int,
+    bounds: Buffer | None = None,
 ) -> None:
-    """Emit the loop that quantises rows, each by a scale of its own.
+    """Emit the loop that quantises rows, each by a scale of its own or all by that of ``bounds``.
 
     Args:
         layout: of the rows.
@@ -275,13 +295,14 @@ def rows(
         out: flat buffer of the quantised rows.
         scales: fp32, one a row.
         count: rows.
+        bounds: fp32, where the codes of every row begin and end; None finds each row's own.
     """
     isa, channels = layout.isa, layout.channels
     lanes, threads = isa.lanes, isa.threads
     zero = T.int32(layout.micro.zero)
     rounding = T.float32(ROUND + layout.micro.zero)
 
-    def row(m: Expr, base: Expr) -> None:
+    def row(m: Expr, base: Expr, fixed: tuple[Expr, Expr] | None) -> None:
         start = T.bind(m * channels)
 
         def read(c: Expr, n: int) -> Expr:
@@ -320,13 +341,24 @@ def rows(
                 v = (v - splat(mean, n)) * splat(scale, n)
                 v = v * load(source.gain, [c], n) if source.gain is not None else v
                 v = v + load(source.offset, [c], n) if source.offset is not None else v
+            if fixed:
+                v = T.bind(v)
+                most.add(magnitude(v, n), n, part)
             v = T.bind(ACTIVATIONS[source.activation](v, n))
+            if fixed:
+                layout.store(out, m, c, v, fixed[0], rounding, n, least=-LIMIT)
+                return
             if value is kept:
                 store(held, [base + c], v, n)
             most.add(magnitude(v, n), n, part)
 
         value = kept if source.norm or source.activation != "none" else read
         sweep(channels, lanes, last)
+        layout.zeros(out, m, zero, channels)
+        if fixed:
+            wrong = most.result() >= T.int32(INFINITY)
+            T.buffer_store(scales, T.Select(wrong, T.float32(float("nan")), fixed[1]), [m])
+            return
         inverse, back = scale_of(T.reinterpret("float32", most.result()))
         T.buffer_store(scales, back, [m])
 
@@ -335,10 +367,13 @@ def rows(
             layout.store(out, m, c, value(c, n), inverse, rounding, n)
 
         sweep(channels, lanes, code)
-        layout.zeros(out, m, zero, channels)
 
     with T.parallel(threads) as worker:
         first = T.bind(T.floordiv(worker * count, threads))
         stop = T.bind(T.floordiv((worker + 1) * count, threads))
+        fixed = None
+        if bounds is not None:
+            inverse, back = scale_of(T.max(T.float32(0) - bounds[0], bounds[1]))
+            fixed = T.bind(inverse), T.bind(back)
         with T.serial(first, stop) as m:
-            row(m, T.bind(worker * channels))
+            row(m, T.bind(worker * channels), fixed)

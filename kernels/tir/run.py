@@ -12,7 +12,9 @@ from ..operator import OPERATORS
 from .isa import Isa
 from .kernel import STORAGE, Call, Kernel, TensorSpec, Value, lower
 
-_CONSTANT = frozenset("weight bias norm_weight norm_bias table group_scale channel_scale".split())
+_CONSTANT = frozenset(
+    "weight bias norm_weight norm_bias table group_scale channel_scale bounds".split()
+)
 
 _ALIVE: list[Any] = []  # JIT-compiled code must outlive every function taken from it
 

@@ -166,3 +166,34 @@ def test_shapes_and_flops_of_coded_calls():
         assert y.shape == (2, 5, 6, 8) and y.dtype is torch.bfloat16
     args = {"x": torch.empty(4, 70), "weight": exact_codes((8, 70), 4)}
     assert OPERATORS["zoomc::linear"].flops(args) == 2 * 4 * 70 * 8
+
+
+def test_what_lies_beyond_given_bounds_is_clamped():
+    x = exact_maps((3, 5, 6, 70), torch.float32) * 2 + 0.25
+    weight, extra = coded((7, 70, 3, 3), 4)
+    extra["channel_scale"] = torch.ones(7)
+    w8 = integer.integer_weight(weight, extra["table"], extra["group_scale"])
+    read = x.round().clamp(-55, 200)  # below, codes have one to spare
+    sums = F.conv2d(read.permute(0, 3, 1, 2).double(), w8.double(), padding=1)
+    given = CONV([x], weight, padding=[1, 1, 1, 1], bounds=torch.tensor([-54.0, 200.0]), **extra)
+    assert (x.round() != read).any(3).any() and torch.equal(given, sums.permute(0, 2, 3, 1).float())
+
+    x = exact((5, 70), torch.float32) * 1.7
+    weight, extra = coded((7, 70), 4)
+    given = LINEAR(x, weight, bounds=torch.tensor([-100.0, 20.0]), **extra)
+    x = x.clamp(-100, 100)
+    assert torch.equal(given, LINEAR(x, weight, **extra)) and (x.abs().amax(1) == 100).all()
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_given_bounds_hide_nothing_that_is_not_finite(activation, value):
+    x = torch.randn(3, 4, 4, 64)
+    x[1, 2, 3, 5] = value
+    extra = {"pre_activation": activation, "bounds": torch.tensor([-1.0, 1.0])}
+    weight, scales = coded((7, 64), 4)
+    rows = LINEAR(x, weight, **scales, **extra).isfinite()
+    assert not rows[1, 2, 3].any() and rows.sum() == 47 * 7
+    weight, scales = coded((7, 64, 1, 1), 4)
+    images = CONV([x], weight, **scales, **extra).isfinite().flatten(1).any(1)
+    assert images.tolist() == [True, False, True]

@@ -313,13 +313,14 @@ class Norms(nn.Module):
 
 
 def test_moments_are_those_of_what_the_product_reads():
-    from zoomc.passes.calibrate import grams
+    from zoomc.passes.calibrate import look
 
     module, x = Norms().eval().requires_grad_(False), torch.randn(2, 8, 6, 6)
     gm, inputs = captured(module, (x,))
     run(gm)
     layers = [n for n in gm.graph.nodes if n.target in (CONV2D, LINEAR)]
-    found = grams(gm, layers, inputs)
+    seen = look(gm, layers, inputs)
+    found = {layer: seen[layer].gram for layer in layers}
     h = nn.functional.silu(module.norm(module.first(x)))
     rows = h.movedim(1, -1).reshape(-1, 64)
     moments = rows.t() @ rows / len(rows)
@@ -354,3 +355,74 @@ def test_a_row_a_picture_whatever_the_batch():
     assert row_a_picture((8, 320), ()) and not row_a_picture((9, 320), ())
     assert row_a_picture((16, 320), {16}) and not row_a_picture((17, 320), {16})
     assert row_a_picture((320,), ()) and not row_a_picture((2, 4, 320), {8})
+
+
+def test_ranges_are_those_of_what_the_product_reads():
+    module, x = Norms().eval().requires_grad_(False), torch.randn(2, 8, 6, 6)
+    ranges = {}
+    gm, inputs, want, record = coded(module, "int8", (x,), ranges=ranges)
+    h = nn.functional.silu(module.norm(module.first(x)))
+    wide = module.layer_norm(module.conv(h).flatten(2).mT)
+    assert record.layers[0].bounds is None and record.layers[0].encoding == "keep"
+    for read, layer in zip((h, wide), record.layers[1:], strict=True):
+        ends = read.amin().clamp(max=0), read.amax().clamp(min=0)
+        torch.testing.assert_close(layer.bounds, tuple(map(float, ends)), rtol=1e-4, atol=1e-5)
+        assert layer.dynamic == "" and ranges[layer.weight, layer.shape].tolist() == [*layer.bounds]
+    assert_meta_is_true(gm)
+    assert error(outputs(gm, inputs), want) < 0.03
+    # another graph of the model is given the same, and so runs nothing to find it
+    _, _, _, other = coded(module, "int8", (torch.randn(1, 8, 9, 9),), ranges=ranges)
+    assert [layer.bounds for layer in other.layers] == [layer.bounds for layer in record.layers]
+
+
+def test_layers_of_one_weight_have_the_range_of_both():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.layer(x), self.layer(9 * x.abs())
+
+    x = torch.randn(9, 64)
+    _, _, _, record = coded(Tied(), "int8", (x,), ranges={})
+    ends = float(x.amin()), float(9 * x.abs().amax())
+    assert [layer.bounds for layer in record.layers] == [pytest.approx(ends)] * 2
+
+
+@pytest.mark.parametrize("fill", [0.0, torch.inf, torch.nan])
+def test_what_gives_no_range_is_measured_by_each_call(fill):
+    layer, x = nn.Linear(64, 64), torch.full((9, 64), fill)
+    gm, _, _, record = coded(layer, "int8", (x,), ranges={})
+    assert record.layers[0].bounds is None and "no range" in record.layers[0].dynamic
+    x = torch.randn(9, 64)
+    assert error(outputs(gm, [*captured(layer, (x,))[1][:-1], x]), [layer(x).detach()]) < 0.03
+
+
+def test_ranges_the_target_refuses_and_those_of_floats():
+    def refuses(node, constant):
+        bounds = arguments(node)["bounds"]
+        assert bounds is None or bounds in constant
+        return "not here" if node.target is CONV2D and bounds is not None else None
+
+    def linears(node, constant):
+        return None if node.target is CONV2D else "memory is the limit"
+
+    x = (torch.randn(2, 8, 6, 6),)
+    gm, _, _, record = coded(Norms(), "int8", x, ranges={}, refuses=refuses, weight_only=linears)
+    assert [bool(layer.dynamic) for layer in record.layers] == [False, True, False]
+    assert record.layers[1].dynamic == "the target cannot fix them: not here"
+    layers = [n for n in gm.graph.nodes if n.target in (CONV2D, LINEAR)]
+    assert all(layer.bounds is None for layer in record.layers)
+    assert all(arguments(node)["bounds"] is None for node in layers)
+
+
+def test_a_budget_counts_what_clamping_loses():
+    x = (torch.randn(2, 8, 16, 16),)
+    narrow = {}
+    coded(Norms().eval(), "int8", x, ranges=narrow)
+    narrow = {key: bounds / 4 for key, bounds in narrow.items()}
+    gm, inputs, want, record = coded(Norms().eval(), "int8", x, ranges=narrow)
+    assert error(outputs(gm, inputs), want) > 0.05
+    gm, inputs, want, record = coded(Norms().eval(), "int8", x, ranges=narrow, max_error=0.05)
+    assert error(outputs(gm, inputs), want) < 0.05 and "keep" in encodings(record)

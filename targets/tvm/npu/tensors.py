@@ -133,18 +133,17 @@ def quantised(
         x, gain, offset = integer.wide(args["x"], args["norm_weight"], args["norm_bias"])
         if args["norm"]:
             x = F.layer_norm(x, x.shape[-1:], gain, offset, args["norm_eps"])
-        x = ACTIVATIONS[args["pre_activation"]](x)
-        codes, scale = integer.quantise(x, x.abs().amax(-1, keepdim=True))
+        before, x = x, ACTIVATIONS[args["pre_activation"]](x)
+        codes, scale = integer.quantise(x, integer.token_largest(before, x, args["bounds"]))
         return codes.reshape(-1, codes.shape[-1]), scale.flatten(), None
     x = torch.cat([t.permute(0, 3, 1, 2) for t in args["inputs"]], dim=1)
     x, gain, offset = integer.wide(x, args["norm_weight"], args["norm_bias"])
     if args["norm_groups"]:
         x = F.group_norm(x, args["norm_groups"], gain, offset, args["norm_eps"])
-    low, high = (fn((1, 2, 3), keepdim=True) for fn in (x.amin, x.amax))
+    ends = integer.image_ends(x, args["pre_activation"], args["bounds"])
     x = ACTIVATIONS[args["pre_activation"]](x)
     if args["upsample"]:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-    ends = integer.extent(low, high, args["pre_activation"])
     codes, zero, scale = integer.quantise_between(x, *ends)
     return codes.permute(0, 2, 3, 1), scale.flatten(), zero.flatten()
 

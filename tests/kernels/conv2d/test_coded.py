@@ -122,11 +122,13 @@ def test_scales_without_a_norm(activation, spread):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("bounds", [None, [-1.0, 2.0]], ids=["own", "given"])
 @pytest.mark.parametrize("kwargs", [{}, {"pre_activation": "silu"}, {"norm_groups": 4}], ids=str)
-def test_nonfinite_images_stay_nonfinite_and_alone(machine, kwargs):
+def test_nonfinite_images_stay_nonfinite_and_alone(machine, kwargs, bounds):
     x = torch.randn(4, 6, 6, 64)
     x[0, 2, 3, 5], x[1, 0, 0, 63], x[3, 5, 5, 17] = float("inf"), -float("inf"), float("nan")
     weight, extra = coded((33, 64, 1, 1), 4)
+    extra["bounds"] = None if bounds is None else torch.tensor(bounds)
     y = run(MACHINES[machine], CONV, [x], weight, **kwargs, **extra)
     finite = y.isfinite().flatten(1)
     assert finite[2].all() and not finite[[0, 1, 3]].any()
@@ -141,6 +143,37 @@ def test_sums_are_exact_at_the_corners(machine):
     weight = torch.full((6, 200, 3, 3), 127, dtype=torch.int8)
     weight[1], weight[2], weight[3, ::2], weight[4, :, 1] = -127, 0, -127, 0
     check_exact(machine, CONV, [x], weight, padding=SAME, channel_scale=torch.ones(6))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("case", ["batch of odd maps", "all uneven", "upsample"])
+def test_given_bounds_are_every_image_s(machine, case):
+    size, channels, out, kernel, bits, kwargs = CASES[case]
+    inputs = [exact_maps((*size, c), torch.float32, s) for s, c in enumerate(channels)]
+    inputs[0][-1] *= 1e30  # beyond what fp32 can multiply
+    weight, extra = coded((out, sum(channels), *kernel), bits)
+    extra |= {"channel_scale": torch.ones(out), "bounds": torch.tensor([-54.0, 200.0])}
+    assert check_exact(machine, CONV, inputs, weight, **extra, **kwargs).isfinite().all()
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_given_bounds_behind_norm_and_activation(machine):
+    torch.manual_seed(0)
+    inputs = [torch.randn(3, 7, 5, c).bfloat16() for c in (70, 26)]
+    weight, extra = coded((36, 96, 3, 3), 4)
+    extra["channel_scale"] *= 1e-3
+    check_close(
+        machine,
+        CONV,
+        inputs,
+        weight,
+        padding=SAME,
+        norm_groups=4,
+        norm_weight=torch.randn(96).bfloat16(),
+        pre_activation="silu",
+        bounds=torch.tensor([-0.2785, 1.5]),  # about a tenth of the values lie beyond
+        **extra,
+    )
 
 
 def test_refusals():

@@ -146,10 +146,33 @@ def test_pruned_geglu(machine):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_nonfinite_rows_stay_nonfinite_and_alone(machine):
+@pytest.mark.parametrize(("rows", "k", "n", "bits"), [((3, 11), 130, 33, 4), ((1,), 63, 40, 0)])
+def test_given_bounds_are_every_row_s(machine, rows, k, n, bits):
+    weight, extra = coded((n, k), bits)
+    x = exact((*rows, k), torch.float32)
+    x[0] *= 1e36  # beyond what fp32 can multiply
+    extra["bounds"] = torch.tensor([-63.5, 20])  # the scale is 1/2: many values lie beyond
+    assert check_exact(machine, LINEAR, x, weight, **unit(extra)).isfinite().all()
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_given_bounds_behind_a_norm_and_before_geglu(machine):
+    torch.manual_seed(0)
+    weight, extra = coded((128, 70), 4)
+    extra |= {"channel_scale": extra["channel_scale"] * 1e-3, "bounds": torch.tensor([-1.0, 1.6])}
+    x, gain = torch.randn(3, 13, 70).bfloat16(), torch.randn(70).bfloat16()
+    check_close(
+        machine, LINEAR, x, weight, norm=True, norm_weight=gain, activation="geglu", **extra
+    )
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("bounds", [None, [-1.0, 2.0]], ids=["own", "given"])
+def test_nonfinite_rows_stay_nonfinite_and_alone(machine, bounds):
     x = torch.randn(20, 64)
     x[3, 5], x[7, 63], x[9, 0] = float("inf"), -float("inf"), float("nan")
     weight, extra = coded((33, 64), 4)
+    extra["bounds"] = None if bounds is None else torch.tensor(bounds)
     path = MACHINES[machine]
     finite = run(path, LINEAR, x, weight, **extra).isfinite()
     expected = torch.ones(20, 33, dtype=torch.bool)
