@@ -61,12 +61,12 @@ class Constants:
     packing a model never holds more than the model, the packed copy and the layer at hand.
     """
 
-    def __init__(self, weights: Weights) -> None:
-        """``weights`` gives the current tensor of a weight."""
+    def __init__(self, weights: Weights, shared: Constants | None = None) -> None:
+        """``weights`` gives the current tensor of a weight; ``shared`` packs the same ones."""
         self._weights = weights
         self._since_trim = 0
         self._packed: weakref.WeakValueDictionary[Hashable, torch.Tensor] = (
-            weakref.WeakValueDictionary()
+            shared._packed if shared else weakref.WeakValueDictionary()
         )
         #: The last call with several results, as encoding a weight is: a layer packs them one
         #: after the other, and computing them again for each would take as many times as long.

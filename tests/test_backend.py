@@ -122,6 +122,46 @@ def test_changed_weights_need_no_recompilation(model):
     assert len(records) == 1
 
 
+def test_models_in_one_graph_keep_their_weights_apart():
+    one, two = (nn.Linear(64, 64).eval().requires_grad_(False) for _ in range(2))
+    x = torch.randn(4, 64)
+
+    def both(a, b, x):
+        return a(x) + 2 * b(x)
+
+    compiled = torch.compile(both, backend="zoomc", options=STRICT)
+    torch.testing.assert_close(compiled(one, two, x), both(one, two, x))
+    torch.testing.assert_close(compiled(two, one, x), both(two, one, x))
+
+
+def test_graphs_of_one_model_share_packed_weights():
+    model = nn.Linear(96, 80).eval().requires_grad_(False)
+    inputs = [torch.randn(rows, 96) for rows in (3, 5, 7)]
+    with collect() as records:
+        compiled = torch.compile(model, backend="zoomc", options=STRICT)
+        for x in inputs[:2]:
+            torch.testing.assert_close(compiled(x), model(x))
+        first, second = (record.executable for record in records)
+        assert first._constants is not second._constants  # Dynamo made two graphs
+        shared = {t.data_ptr() for bound in first._bound.values() for t in bound}
+        assert shared == {t.data_ptr() for bound in second._bound.values() for t in bound}
+        with torch.no_grad():
+            model.weight.mul_(-2)
+        for x in [*inputs[::-1], *inputs]:  # whichever graph notices first
+            torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_a_graph_made_after_weights_changed_shares_nothing():
+    model = nn.Linear(96, 80).eval().requires_grad_(False)
+    compiled = torch.compile(model, backend="zoomc", options=STRICT)
+    few, more = torch.randn(3, 96), torch.randn(5, 96)
+    compiled(few)
+    with torch.no_grad():
+        model.weight.mul_(-2)
+    torch.testing.assert_close(compiled(more), model(more))
+    torch.testing.assert_close(compiled(few), model(few))
+
+
 def test_shapes_make_variants_and_old_ones_are_dropped(model):
     compiled = torch.compile(model, backend="zoomc", dynamic=True, options=STRICT | {"variants": 2})
     with collect() as records:

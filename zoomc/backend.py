@@ -71,12 +71,16 @@ class CompiledGraph:
         self._numbers = number_positions(gm)
         self._weights = {i: example_inputs[i] for i in self._names}
         self._watch = WeightWatch(list(self._weights.values()))
-        self._constants = Constants(self._weight)
+        twin = self._twin()
+        self._constants: Constants = Constants(self._weight, twin._constants if twin else None)
         self._variants: OrderedDict[Any, Variant] = OrderedDict()
         #: What layers were seen to read: variants choose codes by the same, and so share them.
         self._moments: passes.Moments | None = {} if options.calibrate else None
         #: The same for scales: None where each call finds its own.
-        self._ranges = self._shared_ranges() if options.scales == "static" else None
+        self._ranges: passes.Ranges | None = {} if options.scales == "static" else None
+        if twin:
+            self._moments, self._ranges = twin._moments, twin._ranges
+        self._learned = False
         self._lock = threading.RLock()
         _LIVE.add(self)
 
@@ -101,14 +105,21 @@ class CompiledGraph:
         """Whether any of this graph's weights is among tensors given by ``id``."""
         return any(id(weight) in tensors for weight in self._weights.values())
 
-    def _shared_ranges(self) -> passes.Ranges:
-        """Those of a graph of the same weights, as Dynamo makes of another shape; else none yet."""
-        weights = set(map(id, self._weights.values()))
+    def _twin(self) -> CompiledGraph | None:
+        """A graph of the same weights by the same names, as Dynamo makes of another shape.
+
+        What it packed and learned is of use as long as its weights are what they were.
+        """
+        named = self._named()
         for other in list(_LIVE):
-            ranges = other._ranges if other.options == self.options else None
-            if ranges is not None and weights == set(map(id, other._weights.values())):
-                return ranges
-        return {}
+            same = named and other.options == self.options and other._named() == named
+            if same and not other._watch.changed(list(other._weights.values())):
+                return other
+        return None
+
+    def _named(self) -> dict[str, int]:
+        """Which tensor each name stands for."""
+        return {name: id(self._weights[i]) for i, name in self._names.items()}
 
     def _weight(self, attribute: str) -> torch.Tensor | None:
         """The current tensor of a weight's attribute; None if it names no weight."""
@@ -121,10 +132,11 @@ class CompiledGraph:
         same = all(w.shape == old[i].shape and w.dtype == old[i].dtype for i, w in weights.items())
         self._watch.remember(list(weights.values()))
         self._constants.forget()
-        for seen in (self._moments, self._ranges):
-            if seen:  # codes or scales were chosen by what the old weights made of the inputs
-                seen.clear()
-                same = False
+        if self._learned:  # codes or scales were chosen by what the old weights made of inputs
+            for seen in (self._moments, self._ranges):
+                if seen is not None:
+                    seen.clear()
+            self._learned, same = False, False
         if not same:
             self._variants.clear()
         for variant in self._variants.values():
@@ -184,6 +196,7 @@ class CompiledGraph:
                 else None,
             )
             record.trace = passes.run(program.graph, context)
+            self._learned |= bool(self._moments or self._ranges)
         with record.stage("target"):
             executable = target.compile(program.graph, self._constants)
         record.finish(program.graph, executable)

@@ -6,6 +6,7 @@ import copy
 import operator
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,15 +47,22 @@ def is_weight(value: Any) -> bool:
 
 
 def weight_names(gm: fx.GraphModule, inputs: Sequence[Any]) -> dict[int, str]:
-    """Positions of the weights among a graph's inputs, with their names in the user's model."""
-    names = {}
+    """Positions of the weights among a graph's inputs, with their names in the user's model.
+
+    Weights of two models in one graph may have one name; then Dynamo's own tells them apart.
+    """
+    names: dict[int, str] = {}
+    sources: dict[int, str] = {}
     for i, (node, value) in enumerate(
         zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True)
     ):
         if is_weight(value):
             source = getattr(node.meta.get("grapharg"), "source", None)
-            names[i] = _module_path(getattr(source, "name", None) or node.name)
-    return names
+            name = getattr(source, "name", None) or node.name
+            sources[i] = name() if callable(name) else name
+            names[i] = _module_path(sources[i])
+    known = Counter(names.values())
+    return {i: name if known[name] == 1 else sources[i] for i, name in names.items()}
 
 
 def weight_position(attribute: str) -> int | None:
@@ -63,12 +71,11 @@ def weight_position(attribute: str) -> int | None:
     return int(position) if prefix == "weight" else None
 
 
-def _module_path(source: str | Callable[[], str]) -> str:
+def _module_path(source: str) -> str:
     """``conv.weight`` from Dynamo's ``L['self']._modules['conv']._parameters['weight']``."""
-    text = source() if callable(source) else source
-    path = re.sub(r"\._(modules|parameters|buffers)\b", "", text)
+    path = re.sub(r"\._(modules|parameters|buffers)\b", "", source)
     parts = re.findall(r"[^\[\].'\"]+", path)
-    return ".".join(parts[2:]) or text  # the first two are L['self']
+    return ".".join(parts[2:]) or source  # the first two are L['self']
 
 
 def check_inference(inputs: Sequence[Any]) -> None:
