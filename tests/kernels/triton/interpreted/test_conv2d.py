@@ -192,8 +192,8 @@ def test_says_why_not():
     weight, bias = weights(8, 4)
     with pytest.raises(Unsupported, match="grouped"):
         candidates(bind(CONV, maps((1, 4, 4), 8), weight, bias, groups=2), GPU)
-    weight, extra = coded((4, 4, 1, 1), 4)
-    given = bind(CONV, [torch.randn(1, 4, 4, 4)], weight, bounds=torch.ones(2), **extra)
+    codes, extra = coded((4, 4, 1, 1), 4)
+    given = bind(CONV, [torch.randn(1, 4, 4, 4)], codes, bounds=torch.ones(2), **extra)
     with pytest.raises(Unsupported, match="of what is read"):
         candidates(given, GPU)
     with pytest.raises(Unsupported, match="negative"):
