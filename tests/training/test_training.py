@@ -88,19 +88,40 @@ def test_a_cut_run_ends_at_the_same_pipeline(tmp_path: Path) -> None:
     assert {w.dtype for model in models for w in model.parameters()} == {torch.float32}
 
 
-def test_tuning_touches_the_decoder_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "folders", "keys"),
+    [
+        ("decoder", {"vae"}, ("decoder.", "post_quant_conv.")),
+        ("unet", {"unet", "text_encoder"}, ("",)),
+    ],
+)
+def test_tuning_touches_one_part_alone(
+    tmp_path: Path, part: str, folders: set[str], keys: tuple[str, ...]
+) -> None:
     first = Run(tiny(1), tmp_path / "first").finish()
-    tuned = Run(tiny(3), tmp_path / "tuned").tune(first)
-    changed = set()
+    tuned = Run(tiny(3), tmp_path / "tuned").tune(first, [part])
+    changed: dict[str, set[str]] = {}
     for file in filter(Path.is_file, first.rglob("*")):
         name = file.relative_to(first)
         if (tuned / name).read_bytes() != file.read_bytes():
-            assert str(name.parent) == "vae" and file.suffix == ".safetensors"
+            assert file.suffix == ".safetensors"
             a, b = (load_file(folder / name) for folder in (first, tuned))
-            changed |= {key for key, value in a.items() if not torch.equal(value, b[key])}
+            found = {key for key, value in a.items() if not torch.equal(value, b[key])}
+            changed[str(name.parent)] = found
             assert all(value.dtype == torch.float16 for value in b.values())
-    assert changed
-    assert all(key.startswith(("decoder.", "post_quant_conv.")) for key in changed)
+    assert set(changed) == folders
+    assert all(key.startswith(keys) for key in set().union(*changed.values()))
+
+
+def test_tuning_starts_from_what_was_learnt(tmp_path: Path) -> None:
+    first = Run(tiny(1), tmp_path / "first").finish()
+    run = Run(tiny(1), tmp_path / "tuned")
+    run.tune(first, [])
+    for part, model in (("unet", run.denoiser.unet), ("text_encoder", run.denoiser.text_encoder)):
+        for file in (first / part).glob("*.safetensors"):
+            learnt = load_file(file)
+            assert learnt
+            assert all(torch.equal(model.state_dict()[key], w) for key, w in learnt.items())
 
 
 def test_a_stage_learns(tmp_path: Path) -> None:

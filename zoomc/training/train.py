@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
 from rich.console import Console
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from .assemble import assemble
 from .data import VALIDATION_SEED_OFFSET, Pictures, load_pictures
@@ -35,6 +39,9 @@ from .vae import (
 )
 
 VALIDATION_PICTURES = 256
+
+TUNED = ("unet", "decoder")
+"""Parts of a finished pipeline that can be trained further."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +118,23 @@ class Run:
             build_scheduler().alphas_cumprod,
         )
 
-    def train_unet(self, vae: AutoencoderKL, data: LatentSet) -> None:
-        """UNet and text encoder, trained on the latents."""
+    def train_unet(
+        self, vae: AutoencoderKL, data: LatentSet, name: str = "unet", lr: float = 8e-4
+    ) -> None:
+        """UNet and text encoder, trained on the latents.
+
+        Args:
+            vae: made the latents; it encodes what masks leave.
+            data: latents and captions.
+            name: of the stage.
+            lr: highest learning rate.
+        """
         c, model = self.config, self.denoiser
         if self.device.type == "cpu":
             # The fused attention's backward pass on a CPU is slower than plain matrix products.
             model.unet.set_attn_processor(AttnProcessor())
-        recipe = Recipe(lr=8e-4, betas=(0.9, 0.98), weight_decay=0.01, average=0.998, warmup=150)
-        stage = self._stage("unet", model, recipe, c.unet_budget)
+        recipe = Recipe(lr=lr, betas=(0.9, 0.98), weight_decay=0.01, average=0.998, warmup=150)
+        stage = self._stage(name, model, recipe, c.unet_budget)
         stage.run(
             lambda step: denoiser_loss(
                 model, vae, data, c.unet_batch // c.shards, self.device, step
@@ -163,31 +179,35 @@ class Run:
         self.console.print(f"{target}: {size / 1e6:.2f} MB")
         return target
 
-    def tune(self, pipeline: Path) -> Path:
-        """Train the decoder of a finished pipeline further, and write ``pipeline/`` with it.
+    def tune(self, pipeline: Path, parts: Sequence[str] = TUNED) -> Path:
+        """Train parts of a finished pipeline further, and write ``pipeline/`` with them.
 
         The encoder stays, so the latents stay what the pipeline's UNet has learnt.
 
         Args:
             pipeline: its folder.
+            parts: of :data:`TUNED`. ``unet`` includes the text encoder.
         """
         vae = AutoencoderKL.from_pretrained(pipeline / "vae")
         vae = vae.to(self.device, torch.float32, memory_format=torch.channels_last)
         vae.requires_grad_(False)
+        self.denoiser.unet.load_state_dict(load_file(pipeline / "unet" / WEIGHTS))
+        text = CLIPTextModel.from_pretrained(pipeline / "text_encoder")
+        self.denoiser.text_encoder.load_state_dict(text.state_dict())
         if self.device.type == "cpu":
             train_faster(vae)
         self._tell(vae)
-        # Half the rate: these weights have been through the end of a schedule before.
-        self.tune_decoder(vae, encode_all(vae, self.pictures()), "tuned-decoder", lr=4e-4)
-        self._tell(vae)
+        data = self.latents(vae)
+        # Half the rates: these weights have been through the end of a schedule before.
+        if "unet" in parts:
+            self.train_unet(vae, data, "tuned-unet", lr=4e-4)
+        if "decoder" in parts:
+            self.tune_decoder(vae, data.latents, "tuned-decoder", lr=4e-4)
+            self._tell(vae)
         target = self.out / "pipeline"
-        torch.nn.Module.to(vae, device="cpu", dtype=torch.float16)
-        vae.save_pretrained(target / "vae")
-        # All else as it was, the VAE's configuration too: what is saved of it names its folder.
-        known = shutil.ignore_patterns("*.safetensors")
-        shutil.copytree(pipeline / "vae", target / "vae", ignore=known, dirs_exist_ok=True)
-        rest = shutil.ignore_patterns("vae")
-        shutil.copytree(pipeline, target, ignore=rest, dirs_exist_ok=True)
+        assemble(self.denoiser, vae, self.tokenizer, target)
+        # What is saved of the VAE names the folder it came from.
+        shutil.copy(pipeline / "vae" / "config.json", target / "vae")
         return target
 
     def _tell(self, vae: AutoencoderKL) -> None:
@@ -218,7 +238,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=default.seed)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--shards", type=int, help="workers on a CPU (default: one a core)")
-    add("--tune", type=Path, metavar="PIPELINE", help="only train a finished one's decoder further")
+    add(
+        "--tune",
+        type=Path,
+        metavar="PIPELINE",
+        help="train a finished one's unet and decoder further, or the one whose budget is given",
+    )
     add("--only", choices=list(STAGES)[:2], help="stop after this stage")
     return parser.parse_args(arguments)
 
@@ -251,7 +276,8 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(1)
     run = Run(config_of(a), a.out)
     if a.tune is not None:
-        run.tune(a.tune)
+        asked = [p for p in TUNED if getattr(a, f"{p}_steps") or getattr(a, f"{p}_minutes")]
+        run.tune(a.tune, asked or TUNED)
         return
     if a.only is None:
         run.finish()
