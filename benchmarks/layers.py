@@ -3,6 +3,7 @@
     python benchmarks/layers.py --isa amx --dtype bf16 --torch
     python benchmarks/layers.py --isa amx --weights int4
     python benchmarks/layers.py --isa amx --weights int4+blocks50%
+    python benchmarks/layers.py --isa amx --weights keep+blocks50%
 
 One row a distinct layer, with how often a denoising step runs it; the last row adds up a step.
 A kernel is timed alone and repeatedly, so weights that fit a cache come from there; in a model
@@ -110,13 +111,15 @@ def layers() -> Iterator[Layer]:
 
 
 def encoded(weights: str, inputs: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """The arguments with weights in random codes: speed depends on pruned blocks only."""
+    """The arguments with weights pruned or in random codes: speed depends on blocks only."""
     encoding = Encoding.parse(weights)
-    if encoding.kind == "keep":
-        return inputs, kwargs
     x, weight, *rest = inputs
-    extra = {"channel_scale": torch.full((len(weight),), 1e-3)}
-    if encoding.kind == "int8":
+    extra = {}
+    if encoding.kind != "keep":
+        extra["channel_scale"] = torch.full((len(weight),), 1e-3)
+    if encoding.kind == "keep":
+        codes = weight.clone()
+    elif encoding.kind == "int8":
         codes = torch.randint(-127, 128, weight.shape, dtype=torch.int8)
     else:
         codes = torch.randint(0, 16, weight.shape, dtype=torch.uint8)
@@ -136,7 +139,7 @@ IN_FLIGHT = 12
 
 def tile_products(weights: str) -> tuple[str, int]:
     """IR that multiplies tiles over and over, and what a turn computes."""
-    product, values = ("tdpbf16ps", 32) if weights == "keep" else ("tdpbssd", 64)
+    product, values = ("tdpbf16ps", 32) if weights.startswith("keep") else ("tdpbssd", 64)
     text = PRELUDE + turning([], products(product), "")
     text += attributes(("amx-tile", "amx-bf16", "amx-int8"))
     return text, 4 * 2 * 16 * 16 * values
@@ -145,9 +148,10 @@ def tile_products(weights: str) -> tuple[str, int]:
 def vector_products(machine: Isa, dtype: torch.dtype, weights: str) -> tuple[str, int] | None:
     """The same in vector registers; None for paths that make products of several instructions."""
     n = machine.lanes
-    if weights == "keep" and dtype is torch.float32:
+    keep = weights.startswith("keep")
+    if keep and dtype is torch.float32:
         name, operand, lane, values = f"@llvm.fma.v{n}f32", f"<{n} x float>", "float", 1
-    elif weights != "keep" and machine.vnni:
+    elif not keep and machine.vnni:
         name, operand, lane, values = (
             f"@llvm.x86.avx512.vpdpbusd.{n * 32}",
             f"<{n * 4} x i8>",
@@ -198,7 +202,8 @@ def ceiling(machine: Isa, dtype: torch.dtype, weights: str, seconds: float) -> f
     from tvm.tirx.script import builder as T
 
     found = tile_products(weights) if machine.amx else vector_products(machine, dtype, weights)
-    if found is None or (machine.amx and weights == "keep" and dtype is torch.float32):
+    keep = weights.startswith("keep")
+    if found is None or (machine.amx and keep and dtype is torch.float32):
         return None
     text, operations = found
     turns = 100_000

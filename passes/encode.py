@@ -330,7 +330,8 @@ def _coded(
             values |= {"table": found.table, "group_scale": found.group_scale}
         return values
     if encoding.kind == "keep":
-        return {"weight": call(PRUNE, weight, str(encoding))}
+        steps = kept_steps(shape(weight), encoding.pruning, gated)
+        return {"weight": call(PRUNE, weight, str(encoding)), "kept_steps": steps}
     coded = call(ENCODE, weight, str(encoding), *([] if gram is None else [gram]))
     parts = [Call(_GETITEM, (coded, i)) for i in range(4)]
     values = {"weight": parts[0], "channel_scale": parts[3]}

@@ -31,6 +31,21 @@ def test_report_of_a_small_unet():
     assert "fallbacks    none" in text and "GFLOP" in text and "error against eager" in text
 
 
+@pytest.mark.parametrize(
+    ("options", "nbytes"),
+    [
+        ({"dtype": "fp32"}, 4 * 96 * 256),
+        ({"dtype": "bf16"}, 2 * 96 * 256),
+        ({"dtype": "bf16", "weights": "keep+blocks50%"}, 96 * 256),
+    ],
+)
+def test_weights_are_counted_as_they_are_held(options, nbytes):
+    model = nn.Linear(256, 96).eval().requires_grad_(False)
+    report = zoomc.explain(model, torch.randn(16, 256), options={"weights": "keep"} | options)
+    # Beside the matrix a bias, and of a pruned one a list of what is left.
+    assert nbytes <= report.to_dict()["graphs"][0]["weight_bytes"] < nbytes + 600
+
+
 def test_fallbacks_are_named_with_reasons():
     report = zoomc.explain(Sorts(), torch.randn(4, 4))
     (fallback,) = report.to_dict()["graphs"][0]["fallbacks"][:1]

@@ -51,6 +51,7 @@ def error(got, want) -> float:
         ("shared", 0.02, 0.2),
         ("int4+2:4", 0.2, 0.8),
         ("keep+50%", 0.1, 0.8),
+        ("keep+blocks50%", 0.1, 0.9),
     ],
 )
 def test_numbers_through_the_compiler(block, weights, low, high):

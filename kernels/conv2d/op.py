@@ -85,9 +85,10 @@ def conv2d(
             its own; all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
         weight_only: with coded weights, images are not quantised: they are multiplied by the
             codes' integers as they are, with sums in fp32.
-        kept_steps: says of coded weights that every aligned 32 output channels have values other
-            than 0 in at most so many steps (64 input channels, aligned, at one tap), so that a
-            kernel may skip the others. 0 says nothing. No result depends on it.
+        kept_steps: says of constant weights that every aligned 32 output channels have values
+            other than 0 in at most so many steps (64 input channels, aligned, at one tap), so that
+            a kernel may skip the others. 0 says nothing. No result depends on it, but for floating
+            weights in front of values that are not finite: 0 · ∞, a NaN, may be skipped.
         bounds: fp32 ``(2,)``, not above and not below 0: where the codes of every image begin and
             end, in place of its own extremes. Values beyond are clamped; an image with a value
             that is not finite before the activation has no finite result.

@@ -12,6 +12,7 @@ from ..tir import convert
 from ..tir.epilogue import Epilogue, finishing
 from ..tir.gemm import Batch, Depth, Place, Product, Rows
 from ..tir.isa import Isa
+from ..tir.kept import Kept
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
 from ..tir.key import call_key
 from ..tir.layout import Layout, decode_split, laid_out
@@ -88,8 +89,14 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     dtype = call.out.dtype
     images, out_height, out_width, columns = call.out.shape
     channels = weight.spec.shape[1]
-    micro = choose(isa, dtype, images * out_height * out_width)
-    padded = round_up(channels, micro.kstep)
+    shape, kept = geometry(call), Kept.of(call)
+    phases = Phases.of(call, shape)
+    if phases and kept and kept.steps < math.prod(phases.map.kernel) * kept.blocks:
+        phases = None  # adding up taps would leave more to multiply than was pruned
+    kept = None if phases else kept
+    shape = phases.map if phases else shape
+    micro = choose(isa, dtype, images * out_height * out_width, kept is not None)
+    padded = kept.channels if kept else round_up(channels, micro.kstep)
     direct = (
         _as_it_is(call)
         and padded == channels
@@ -97,21 +104,17 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         and dtype is (torch.float32 if micro.a == "float32" else torch.bfloat16)
         and out_height * out_width >= micro.rows
     )
-    shape = geometry(call)
-    phases = Phases.of(call, shape)
-    if phases:
-        shape = phases.map
     batch = Batch()
     if direct:
         pixels = out_height * out_width
         rows = Rows(images, out_height, out_width, out_width, pixels, exact=True)
         layout = Layout(isa, micro.planes, padded, micro.kstep)
-        depth = Depth(1, padded, lambda run: 0)
+        depth = kept.depth if kept else Depth(1, padded, lambda run: 0)
     else:
         scale = 2 if phases else 1
         rows = shape.output(out_height // scale, out_width // scale)
         layout = laid_out(isa, micro, padded, shape.pixels, sliced=micro.planes == 1)
-        depth = shape.depth(layout)
+        depth = kept.depth if kept else shape.depth(layout)
         batch = phases.batch(layout) if phases else batch
     panels = panel_count(columns, micro)
     product = Product.of(isa, micro, rows, depth, layout, panels, batch, finishing(call), call.plan)
@@ -120,6 +123,9 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     scratch: dict[str, TensorSpec] = {}
     if phases:
         operands["panels"] = phases.operand(weight, micro, padded)
+    elif kept:
+        operands["panels"] = kept.operand(weight, micro)
+        operands["offsets"] = kept.offsets(weight, micro, layout, shape.taps())
     elif weight.constant:
         operands["panels"] = panel_operand(weight, micro, padded)
     else:
@@ -136,6 +142,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         a_dtype = torch.float32 if micro.a == "float32" else torch.bfloat16
         scratch |= prepare.scratch(a_dtype, slack=micro.rows)
     work = product.scratch()
+    flops = 2 * call.out.numel * math.prod(weight.spec.shape[1:])
 
     def body(buffers: list[Any]) -> None:
         named = dict(zip([*operands, "out", *scratch], buffers, strict=False))
@@ -176,6 +183,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             buffers[-len(work) :],
             decode_split if micro.decoded else None,
             finish,
+            named.get("offsets"),
         )
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
@@ -186,7 +194,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         tuple(operands.values()),
         call.out,
         (*scratch.values(), *work),
-        flops=2 * call.out.numel * math.prod(weight.spec.shape[1:]),
+        flops=kept.part(flops) if kept else flops,
         notes={
             "micro": product.micro.name,
             "in_place": direct,

@@ -66,9 +66,10 @@ def linear(
             all else is computed in fp32. See :mod:`zoomc.kernels.integer`.
         weight_only: with coded weights, rows are not quantised: they are multiplied by the codes'
             integers as they are, with sums in fp32.
-        kept_steps: says of coded weights that every aligned 32 rows (with geglu 16 and their
+        kept_steps: says of constant weights that every aligned 32 rows (with geglu 16 and their
             gates) have values other than 0 in at most so many of the steps of 64 input features,
-            so that a kernel may skip the others. 0 says nothing. No result depends on it.
+            so that a kernel may skip the others. 0 says nothing. No result depends on it, but for
+            floating weights in front of values that are not finite: 0 · ∞, a NaN, may be skipped.
         bounds: fp32 ``(2,)``, not above and not below 0: the larger magnitude is every row's
             largest, in place of its own. Values beyond are clamped; a row with a value that is
             not finite before the activation has no finite result.

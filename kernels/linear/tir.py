@@ -11,6 +11,7 @@ from ..tir import convert, normalise
 from ..tir.epilogue import Epilogue, finishing
 from ..tir.gemm import Depth, Product, Rows
 from ..tir.isa import Isa
+from ..tir.kept import Kept
 from ..tir.kernel import Call, Kernel, Operand, TensorSpec, Unsupported, Value, lowers
 from ..tir.key import call_key
 from ..tir.layout import Layout, decode_split, laid_out
@@ -48,21 +49,22 @@ def linear(call: Call, isa: Isa) -> Kernel:
     columns, k = weight.spec.shape
     count = x.spec.numel // k
     gated = call["activation"] == "geglu"
-    micro = choose(isa, dtype, count)
-    depth_k = round_up(k, micro.kstep)
+    kept = Kept.of(call)
+    micro = choose(isa, dtype, count, kept is not None)
+    width = kept.channels if kept else round_up(k, micro.kstep)
     prepared = (
         call["norm"]
         or call["pre_activation"] != "none"
-        or k % micro.kstep != 0
+        or k != width
         or count < micro.rows
         or (micro.a, micro.planes) != ("float32" if dtype is torch.float32 else "uint16", 1)
         or dtype is torch.float16
     )
     rows = Rows(1, 1, count, count, count, exact=not prepared)
-    depth = Depth(1, depth_k, lambda run: 0)
-    layout = Layout(isa, micro.planes, depth_k, micro.kstep)
+    depth = kept.depth if kept else Depth(1, width, lambda run: 0)
+    layout = Layout(isa, micro.planes, width, micro.kstep)
     if prepared:
-        layout = laid_out(isa, micro, depth_k, round_up(count, micro.rows))
+        layout = laid_out(isa, micro, width, round_up(count, micro.rows))
     panels = panel_count(columns, micro, gated)
     product = Product.of(
         isa, micro, rows, depth, layout, panels, result=finishing(call), tuned=call.plan
@@ -70,11 +72,14 @@ def linear(call: Call, isa: Isa) -> Kernel:
 
     operands: dict[str, Operand] = {"x": Operand((x,))}
     scratch: dict[str, TensorSpec] = {}
-    if weight.constant:
-        operands["panels"] = panel_operand(weight, micro, depth_k, gated)
+    if kept:
+        operands["panels"] = kept.operand(weight, micro, gated)
+        operands["offsets"] = kept.offsets(weight, micro, layout, (0,), gated)
+    elif weight.constant:
+        operands["panels"] = panel_operand(weight, micro, width, gated)
     else:
         operands["weight"] = Operand((weight,))
-        scratch["panels"] = TensorSpec((panels * depth_k * micro.columns,), micro.panel)
+        scratch["panels"] = TensorSpec((panels * width * micro.columns,), micro.panel)
     if bias is not None and bias.constant:
         operands["columns"] = column_operand(bias, micro, gated)
     elif bias is not None:
@@ -89,6 +94,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
         a_dtype = torch.float32 if micro.a == "float32" else torch.bfloat16
         scratch["a"] = TensorSpec((layout.elements(round_up(count, micro.rows)),), a_dtype)
     work = product.scratch()
+    flops = 2 * count * columns * k
 
     def body(buffers: list[Any]) -> None:
         named = dict(zip([*operands, "out", *scratch], buffers, strict=False))
@@ -101,7 +107,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
                 columns=columns,
                 depth=k,
                 runs=1,
-                channels=depth_k,
+                channels=width,
                 address=lambda matrix, column, run, c: column * k + c,
                 gated=gated,
             )
@@ -135,6 +141,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
             buffers[-len(work) :],
             decode_split if micro.decoded else None,
             epilogue,
+            named.get("offsets"),
         )
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
@@ -146,7 +153,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
         tuple(operands.values()),
         call.out,
         (*scratch.values(), *work),
-        flops=2 * count * columns * k,
+        flops=kept.part(flops) if kept else flops,
         notes={"micro": product.micro.name, **dataclasses.asdict(product.plan)},
         plan=product.plan,
         nearby=product.nearby,

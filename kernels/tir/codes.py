@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from tvm.tirx.script import builder as T
 
 from ..integer import GROUP, column_sums
-from ..weights.pruning import ROWS, PruningError
+from ..weights.pruning import ROWS
 from . import micro_neon
 from .isa import Isa
+from .kept import kept, steps_of
 from .kernel import Call, Operand, Pack, TensorSpec, Value
 from .llvm import Text, attributes
 from .micro_int8 import STEP, IntegerMicro
@@ -34,13 +35,6 @@ Buffer = Any
 
 #: Entries of the table a kernel reads, whatever the codes need.
 TABLE = 16
-
-
-def steps_of(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """``(N, C, ...)`` as ``(N, blocks, taps, channels)``: blocks outermost, C padded with zeros."""
-    taps = weight.flatten(2) if weight.dim() > 2 else weight[:, :, None]
-    padded = F.pad(taps, (0, 0, 0, round_up(taps.shape[1], channels) - taps.shape[1]))
-    return padded.unflatten(1, (-1, channels)).transpose(2, 3)
 
 
 def _scales(scale: torch.Tensor, micro: IntegerMicro, gated: bool) -> torch.Tensor:
@@ -81,12 +75,12 @@ class Codes:
         """The layout of the weight ``(N, C, ...)`` of a coded call."""
         columns, channels, *taps = call["weight"].spec.shape
         depth = -(-channels // STEP) * torch.Size(taps).numel()
-        kept = call["kept_steps"] if ROWS % micro.columns == 0 else 0
+        steps = call["kept_steps"] if ROWS % micro.columns == 0 else 0
         table = call["table"]
         entries = table.spec.numel if table else 256
         bits = 8 if entries > TABLE else 4 if entries > 4 else 2
         panels = panel_count(columns, micro, gated)
-        return cls(micro, depth, min(kept or depth, depth), panels, bits, gated)
+        return cls(micro, depth, min(steps or depth, depth), panels, bits, gated)
 
     @property
     def pruned(self) -> bool:
@@ -167,36 +161,27 @@ class Codes:
         return F.pad(weight, (0, 0) * (weight.dim() - 2) + (0, missing), value=zero)
 
     def _kept(self, weight: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-        """The numbers of the steps each panel holds, ascending: ``(panels, steps)``."""
+        """The numbers of the steps each panel holds, see :func:`.kept.kept`."""
         live = weight != 0
         if table is not None:
             live = (table != 0).index_select(0, weight.flatten().int()).view(weight.shape)
-        columns = steps_of(live, STEP).any(dim=3).flatten(1)
-        full = ordered(columns, self.micro.columns, self.gated)
-        used = full.unflatten(0, (self.panels, -1)).any(dim=1)
-        if int(used.sum(dim=1).max()) > self.steps:
-            raise PruningError(
-                f"a weight of shape {tuple(weight.shape)} has more than kept_steps={self.steps}"
-                " steps that are not zero: prune it by blocks first"
-            )
-        order = used.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-        return order[:, : self.steps].sort(dim=1).values
+        return kept(live, self.micro, self.gated, self.steps)
 
     def _pruned(self, weight: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         """The panels without the steps left out."""
         table = rest[0] if rest else None
-        kept = self._kept(weight, table)
+        steps = self._kept(weight, table)
         weight = self._padded(weight, table)
         dense = replace(self, steps=self.depth)
         if self.bits == 8:
-            return self._fit(self._chosen(dense._int8(weight, *rest), kept))
+            return self._fit(self._chosen(dense._int8(weight, *rest), steps))
         codes, scales = dense._codes(weight, rest[1])
-        return self._fit(torch.cat([self._chosen(x, kept) for x in (codes, scales)], 1))
+        return self._fit(torch.cat([self._chosen(x, steps) for x in (codes, scales)], 1))
 
-    def _chosen(self, panels: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    def _chosen(self, panels: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Of ``(panels, depth · bytes)`` the bytes of the steps kept."""
-        steps = panels.unflatten(1, (self.depth, -1))
-        return steps[torch.arange(self.panels)[:, None], kept].flatten(1)
+        every = panels.unflatten(1, (self.depth, -1))
+        return every[torch.arange(self.panels)[:, None], steps].flatten(1)
 
     def _int8(self, weight: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         if rest:

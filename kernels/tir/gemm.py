@@ -139,11 +139,14 @@ class Depth:
         runs: how many.
         length: values in a run, a multiple of the micro-kernel's step.
         offset: A's element offset of a run, from its index.
+        listed: taps among which a list of every panel's own chooses its steps of K; 0 where all
+            panels hold the same.
     """
 
     runs: int
     length: int
     offset: Callable[[Expr], Expr]
+    listed: int = 0
 
     @property
     def k(self) -> int:
@@ -206,7 +209,7 @@ def plan(
     part = Share(
         blocks=-(-total // workers[1]),
         block=micro.block,
-        pitch=rows.pitch if depth.runs > 1 else 0,
+        pitch=rows.pitch if max(depth.runs, depth.listed) > 1 else 0,
         row_bytes=row_bytes,
         chunks=depth.runs * pieces,
         panels=-(-panels // workers[2]),
@@ -303,6 +306,7 @@ class Product:
         scratch: list[Buffer],
         decode: Callable[[Buffer, Expr, Expr, Buffer, Expr], None] | None,
         finish: Callable[[Place, Expr, Buffer, Expr], None],
+        offsets: Buffer | None = None,
     ) -> None:
         """Emit the parallel loop.
 
@@ -315,6 +319,7 @@ class Product:
                 element ``at`` of ``room``; None where it reads them packed.
             finish: ``finish(place, panel, sums, at)`` stores a group's finished sums, which are
                 at element ``at``, a row ``columns`` apart.
+            offsets: flat buffer of where in A every panel's steps begin, if they are listed.
         """
         micro, plan, depth, layout = self.micro, self.plan, self.depth, self.layout
         groups = self.rows.groups(micro.rows)
@@ -327,7 +332,14 @@ class Product:
         sums = scratch[0]
 
         def block(
-            at: Expr, index: Expr, inside: Expr, source: Expr, k: Expr, later: Expr, soon: Expr
+            at: Expr,
+            index: Expr,
+            inside: Expr,
+            listed: Expr,
+            source: Expr,
+            k: Expr,
+            later: Expr,
+            soon: Expr,
         ) -> None:
             starts = []
             for g in range(micro.groups):
@@ -338,6 +350,7 @@ class Product:
             addresses = [T.address_of(a[row * layout.row + inside]) for row in starts]
             element = micro.a_bytes // micro.planes
             pitch, step = layout.row * element, layout.step * element
+            step = step if listed is None else listed
             micro.call(addresses, pitch, step, source, k, T.address_of(sums[at]), later, soon)
 
         def done(matrix: Expr, index: Expr, panel: Expr, at: Expr) -> None:
@@ -365,7 +378,12 @@ class Product:
                 source = T.address_of(scratch[1][worker * room])
             else:
                 source = T.address_of(panels[values])
-            inside = T.bind(self.batch.a(matrix) + depth.offset(run) + layout.offset(k0))
+            inside, listed = self.batch.a(matrix), None
+            if offsets is None:
+                inside = T.bind(inside + depth.offset(run) + layout.offset(k0))
+            else:
+                steps = which * (depth.k // micro.kstep) + T.floordiv(k0, micro.kstep)
+                listed = T.address_of(offsets[steps])
             later = 0 if self.single else T.bind(T.Cast("int32", run + k0 > 0))
             last = (run * pieces + T.floordiv(k0, plan.chunk)).equal(depth.runs * pieces - 1)
             with T.serial(base, limit) as index:
@@ -374,7 +392,7 @@ class Product:
                 part = plan.chunk // micro.kstep * micro.ahead * 64 // micro.panel.itemsize
                 next_part = values + k * micro.columns + (index - base) * part
                 soon = T.address_of(panels[next_part]) if micro.ahead else None
-                block(at, index, inside, source, k, later, soon)
+                block(at, index, inside, listed, source, k, later, soon)
                 if self.single:
                     done(matrix, index, panel, at)
                 else:

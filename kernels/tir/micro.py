@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tvm.tirx.script import builder as T
 
+from ..integer import GROUP
 from . import micro_amx, micro_vector
 from .isa import Isa
 
@@ -43,6 +44,7 @@ class Micro:
         accumulator: TIR dtype of C.
         tiles: needs the AMX tile configuration around its use.
         ahead: lines of 64 bytes of the next panel that a step fetches into the second-level cache.
+        listed: where in A each K step begins is read from a list.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Micro:
     accumulator: str = "float32"
     tiles: bool = False
     ahead: int = 0
+    listed: bool = False
 
     @property
     def block(self) -> int:
@@ -101,14 +104,15 @@ class Micro:
         Args:
             a: address of each group's first row.
             pitch: bytes from one row of A to the next.
-            step: bytes from one K step of A to the next; only tiles take any.
+            step: bytes from one K step of A to the next, which only tiles take; where they are
+                listed, the address of the steps' int32 element offsets.
             panel: address of the panel's values from K's start on.
             k: K, a positive multiple of ``kstep``.
             c: address of the result, ``[block][columns]``.
             accumulate: int32; zero overwrites C, else it is added to.
             soon: address from which to fetch ahead; needed where ``ahead`` is not zero.
         """
-        steps = [T.Cast("int64", step)] if self.tiles else []
+        steps = [step] if self.listed else [T.Cast("int64", step)] if self.tiles else []
         args = [
             *a,
             T.Cast("int64", pitch),
@@ -122,22 +126,23 @@ class Micro:
         T.evaluate(T.call_extern("void", self.name, *args))
 
 
-def micro(isa: Isa, dtype: torch.dtype, rows: int) -> Micro:
+def micro(isa: Isa, dtype: torch.dtype, rows: int, listed: bool = False) -> Micro:
     """The micro-kernel for operands of a dtype and a left-hand matrix of ``rows`` rows.
 
-    Every choice for one path and dtype reads the same packed panels, whatever ``rows``.
+    Every choice for one path and dtype reads the same packed panels, whatever ``rows``. Steps of K
+    that are ``listed`` are, but for tiles', as long as a block of weights that is pruned.
     """
     few = rows <= 8  # bound by reading the panels: tiles would gain nothing
     if dtype is torch.float32:
         if isa.amx and not few:
-            return _split(isa)
-        return _fma(isa, dtype, rows)
+            return _split(listed)
+        return _fma(isa, dtype, rows, listed)
     if dtype is torch.bfloat16:
         if isa.amx and not few:
-            return _tiles(isa)
+            return _tiles(listed)
         if isa.bf16_dot:
-            return _dot(isa, rows)
-    return _fma(isa, dtype, rows)
+            return _dot(isa, rows, listed)
+    return _fma(isa, dtype, rows, listed)
 
 
 def _shape(isa: Isa, rows: int) -> tuple[int, int]:
@@ -146,30 +151,39 @@ def _shape(isa: Isa, rows: int) -> tuple[int, int]:
     return min(tall, rows), 2
 
 
-def _fma(isa: Isa, dtype: torch.dtype, rows: int) -> Micro:
+def _fma(isa: Isa, dtype: torch.dtype, rows: int, listed: bool) -> Micro:
     tall, vectors = _shape(isa, rows)
     stored = dtype
     if dtype is torch.float16 and isa.lanes < 8 and not isa.neon:
         stored = torch.float32  # no instruction widens fp16 there
-    text = micro_vector.fma(tall, vectors, isa.lanes, stored)
-    return Micro(text.name, text.ir, tall, 1, vectors * isa.lanes, 1, 1, a="float32", panel=stored)
+    step = GROUP if listed else 1
+    text = micro_vector.fma(tall, vectors, isa.lanes, stored, step if listed else 0)
+    columns = vectors * isa.lanes
+    return Micro(
+        text.name, text.ir, tall, 1, columns, 1, step, a="float32", panel=stored, listed=listed
+    )
 
 
-def _dot(isa: Isa, rows: int) -> Micro:
+def _dot(isa: Isa, rows: int, listed: bool) -> Micro:
     tall, vectors = _shape(isa, rows)
-    text = micro_vector.bf16_dot(tall, vectors)
-    return Micro(text.name, text.ir, tall, 1, vectors * 16, 2, 2, a="uint16", panel=torch.bfloat16)
+    step = GROUP if listed else 2
+    text = micro_vector.bf16_dot(tall, vectors, step if listed else 0)
+    stored = torch.bfloat16
+    return Micro(
+        text.name, text.ir, tall, 1, vectors * 16, 2, step, a="uint16", panel=stored, listed=listed
+    )
 
 
-def _tiles(isa: Isa) -> Micro:
-    del isa
-    text = micro_amx.bf16()
-    return Micro(text.name, text.ir, 16, 2, 32, 2, 32, a="uint16", panel=torch.bfloat16, tiles=True)
+def _tiles(listed: bool) -> Micro:
+    text = micro_amx.bf16(listed=listed)
+    stored = torch.bfloat16
+    return Micro(
+        text.name, text.ir, 16, 2, 32, 2, 32, a="uint16", panel=stored, tiles=True, listed=listed
+    )
 
 
-def _split(isa: Isa) -> Micro:
-    del isa
-    text = micro_amx.fp32_in_three()
+def _split(listed: bool) -> Micro:
+    text = micro_amx.fp32_in_three(listed=listed)
     return Micro(
         text.name,
         text.ir,
@@ -183,6 +197,7 @@ def _split(isa: Isa) -> Micro:
         planes=3,
         decoded="uint32",
         tiles=True,
+        listed=listed,
     )
 
 
@@ -195,5 +210,6 @@ def fetching(micro: Micro, blocks: int) -> Micro:
     if not micro.tiles or 2 * blocks > lines:
         return micro
     ahead = -(-lines // blocks)
-    text = micro_amx.fp32_in_three(ahead) if micro.planes > 1 else micro_amx.bf16(ahead)
+    tiles = micro_amx.fp32_in_three if micro.planes > 1 else micro_amx.bf16
+    text = tiles(ahead, micro.listed)
     return replace(micro, name=text.name, text=text.ir, ahead=ahead)

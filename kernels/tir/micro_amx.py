@@ -61,14 +61,25 @@ def products(multiply: str) -> list[str]:
     ]
 
 
-def _kernel(name: str, b_step: int, body: list[str], ahead: int) -> Text:
+#: Lines of IR that find the bytes of a listed step in a matrix of 16-bit elements.
+_LISTED = [
+    "  %op = getelementptr i32, ptr %offsets, i64 %k",
+    "  %oi = load i32, ptr %op, align 4",
+    "  %oe = sext i32 %oi to i64",
+    "  %ao = shl nsw i64 %oe, 1",
+]
+
+
+def _kernel(name: str, b_step: int, body: list[str], ahead: int, listed: bool) -> Text:
     """The loop over K around ``body``, which finds its operands at %pa0, %pa1 and %pb.
 
-    A's rows are ``%pitch`` bytes apart, its K steps ``%step``. C is ``[32][32]`` fp32, so that a
+    A's rows are ``%pitch`` bytes apart, its K steps ``%step``, or where the elements listed from
+    ``%offsets`` on say. C is ``[32][32]`` fp32, so that a
     tile's rows are 128 bytes apart, as a panel's are. Each step fetches ``ahead`` lines from a
     last argument on.
     """
-    name = f"{name}_{ahead}" if ahead else name
+    name += ("_listed" if listed else "") + (f"_{ahead}" if ahead else "")
+    steps = "ptr %offsets" if listed else "i64 %step"
     soon = ", ptr %soon" if ahead else ""
     fetch = [f"  %so = mul nuw nsw i64 %k, {ahead * 64}"] if ahead else []
     for i in range(ahead):
@@ -79,7 +90,7 @@ def _kernel(name: str, b_step: int, body: list[str], ahead: int) -> Text:
         ]
     quarters = [(t, (t // 2) * 16 * 128 + (t % 2) * 64) for t in range(4)]
     lines = [
-        f"define void @{name}(ptr %a0, ptr %a1, i64 %pitch, i64 %step, ptr %b, i64 %n, ptr %c,"
+        f"define void @{name}(ptr %a0, ptr %a1, i64 %pitch, {steps}, ptr %b, i64 %n, ptr %c,"
         f" i32 %add"
         f"{soon}) #0 {{",
         "entry:",
@@ -94,7 +105,7 @@ def _kernel(name: str, b_step: int, body: list[str], ahead: int) -> Text:
         "  br label %loop",
         "loop:",
         "  %k = phi i64 [0, %zero], [0, %old], [%k1, %loop]",
-        "  %ao = mul nuw nsw i64 %k, %step",
+        *(_LISTED if listed else ["  %ao = mul nuw nsw i64 %k, %step"]),
         f"  %bo = mul nuw nsw i64 %k, {b_step}",
         "  %pa0 = getelementptr i8, ptr %a0, i64 %ao",
         "  %pa1 = getelementptr i8, ptr %a1, i64 %ao",
@@ -115,7 +126,7 @@ def _kernel(name: str, b_step: int, body: list[str], ahead: int) -> Text:
 
 
 @cache
-def bf16(ahead: int = 0) -> Text:
+def bf16(ahead: int = 0, listed: bool = False) -> Text:
     """bf16 A and panel; 32 values of K a step."""
     body = [
         "  %pb1 = getelementptr i8, ptr %pb, i64 64",
@@ -125,11 +136,11 @@ def bf16(ahead: int = 0) -> Text:
         load_tile(5, "%pa1", "%pitch"),
         *products("tdpbf16ps"),
     ]
-    return _kernel("zoomc_tiles_bf16", 2 * _TILE_BYTES, body, ahead)
+    return _kernel("zoomc_tiles_bf16", 2 * _TILE_BYTES, body, ahead, listed)
 
 
 @cache
-def fp32_in_three(ahead: int = 0) -> Text:
+def fp32_in_three(ahead: int = 0, listed: bool = False) -> Text:
     """fp32 as sums of three bf16, on both sides; 32 values of K a step.
 
     A row of A holds 32 high parts, 32 middle, 32 low; the panel likewise ``[3][16][32][2]``.
@@ -154,4 +165,4 @@ def fp32_in_three(ahead: int = 0) -> Text:
             body += [load_tile(4, f"%pa{a}_0", "%pitch"), load_tile(5, f"%pa{a}_1", "%pitch")]
         body += products("tdpbf16ps")
         held = (a, b)
-    return _kernel("zoomc_tiles_fp32", 6 * _TILE_BYTES, body, ahead)
+    return _kernel("zoomc_tiles_fp32", 6 * _TILE_BYTES, body, ahead, listed)

@@ -10,10 +10,11 @@ from .llvm import Text, attributes, loop_without_unrolling
 
 
 @cache
-def fma(rows: int, vectors: int, lanes: int, panel: torch.dtype) -> Text:
+def fma(rows: int, vectors: int, lanes: int, panel: torch.dtype, step: int = 0) -> Text:
     """fp32 A times a panel of fp32, bf16 or fp16, widened in registers.
 
-    Plain LLVM operations: every processor with vectors of any width can run it.
+    Plain LLVM operations: every processor with vectors of any width can run it. Where ``step`` is
+    not 0, K comes in steps of so many values, and a list says where in A each begins.
     """
     float_ = f"<{lanes} x float>"
     kind = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[panel]
@@ -32,7 +33,7 @@ def fma(rows: int, vectors: int, lanes: int, panel: torch.dtype) -> Text:
     }[kind]
     suffix = f"v{lanes}f32"
     return _kernel(
-        f"zoomc_fma_{kind}_{rows}x{vectors}x{lanes}",
+        f"zoomc_fma_{kind}_{rows}x{vectors}x{lanes}{f'_{step}' if step else ''}",
         rows,
         vectors,
         lanes,
@@ -44,17 +45,18 @@ def fma(rows: int, vectors: int, lanes: int, panel: torch.dtype) -> Text:
         f"{float_} {{c}})",
         declare=f"declare {float_} @llvm.fmuladd.{suffix}({float_}, {float_}, {float_})\n",
         features=(),
+        step=step,
     )
 
 
 @cache
-def bf16_dot(rows: int, vectors: int) -> Text:
-    """Pairs of bf16 multiplied and added into 16 fp32 lanes (``vdpbf16ps``)."""
+def bf16_dot(rows: int, vectors: int, step: int = 0) -> Text:
+    """Pairs of bf16 multiplied and added into 16 fp32 lanes (``vdpbf16ps``); see :func:`fma`."""
     helper = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
 """
     return _kernel(
-        f"zoomc_dot_bf16_{rows}x{vectors}",
+        f"zoomc_dot_bf16_{rows}x{vectors}{f'_{step}' if step else ''}",
         rows,
         vectors,
         16,
@@ -67,6 +69,8 @@ declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloa
         cast="bitcast <16 x i32> {a} to <32 x bfloat>",
         declare=helper,
         features=("avx512f", "avx512bf16"),
+        step=step // 2,
+        pair=True,
     )
 
 
@@ -84,15 +88,23 @@ def _kernel(
     declare: str,
     features: tuple[str, ...],
     cast: str = "",
+    step: int = 0,
+    pair: bool = False,
 ) -> Text:
-    """``rows × vectors`` accumulators; one 4-byte broadcast of A a row and step."""
+    """``rows × vectors`` accumulators; one 4-byte broadcast of A a row and turn.
+
+    Where ``step`` is not 0, so many turns make a step of K, each of which begins where
+    ``%offsets`` says: in 4-byte words, or in half as many if they are a ``pair`` of elements.
+    """
     wide = f"<{lanes} x {accumulator}>"
     spread = f"<{lanes} x {broadcast}>"
     tile = [(i, j) for i in range(rows) for j in range(vectors)]
     stride = vectors * lanes * b_bytes
     out: list[str] = [
-        f"define void @{name}(ptr %a, i64 %pitch, ptr %b, i64 %n, ptr %c, i32 %add) #0 {{",
+        f"define void @{name}(ptr %a, i64 %pitch, {'ptr %offsets, ' if step else ''}ptr %b, i64 %n,"
+        " ptr %c, i32 %add) #0 {",
         "entry:",
+        f"  %turns = mul nuw nsw i64 %n, {step or 1}",
     ]
     for i in range(rows):
         out.append(f"  %o{i} = mul i64 %pitch, {i}")
@@ -114,6 +126,16 @@ def _kernel(
             f"  %s{i}_{j} = phi {wide} [zeroinitializer, %entry], [%i{i}_{j}, %old], "
             f"[%n{i}_{j}, %loop]"
         )
+    if step:
+        out += [
+            f"  %step = lshr i64 %k, {step.bit_length() - 1}",
+            f"  %turn = and i64 %k, {step - 1}",
+            "  %op = getelementptr i32, ptr %offsets, i64 %step",
+            "  %oi = load i32, ptr %op, align 4",
+            "  %oe = sext i32 %oi to i64",
+            f"  %ow = ashr exact i64 %oe, {int(pair)}",
+            "  %at = add nsw i64 %ow, %turn",
+        ]
     out.append(f"  %bo = mul i64 %k, {stride}")
     for j in range(vectors):
         out.append(f"  %bq{j} = getelementptr i8, ptr %b, i64 %bo")
@@ -121,7 +143,7 @@ def _kernel(
         out += [line.format(j=j) for line in widen]
     for i in range(rows):
         out += [
-            f"  %p{i} = getelementptr {broadcast}, ptr %a{i}, i64 %k",
+            f"  %p{i} = getelementptr {broadcast}, ptr %a{i}, i64 {'%at' if step else '%k'}",
             f"  %x{i} = load {broadcast}, ptr %p{i}, align 4",
             f"  %y{i} = insertelement {spread} poison, {broadcast} %x{i}, i32 0",
             f"  %v{i} = shufflevector {spread} %y{i}, {spread} poison, "
@@ -135,7 +157,7 @@ def _kernel(
             out.append(f"  %n{i}_{j} = " + multiply.format(a=a, b=f"%b{j}", c=f"%s{i}_{j}"))
     out += [
         "  %k1 = add nuw nsw i64 %k, 1",
-        "  %end = icmp eq i64 %k1, %n",
+        "  %end = icmp eq i64 %k1, %turns",
         "  br i1 %end, label %done, label %loop, !llvm.loop !0",
         "done:",
         *(f"  store {wide} %n{i}_{j}, ptr %c{i}_{j}, align 16" for i, j in tile),

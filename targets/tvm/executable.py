@@ -73,6 +73,9 @@ class GraphExecutable:
         self._code = code
         self._machine = self._functions(code)
         self._constants = constants
+        #: Other graphs find packed weights while somebody holds the tensors themselves: what
+        #: kernels are bound to may be views.
+        self._packed: dict[str, list[torch.Tensor]] = {}
         self._bound: dict[str, list[torch.Tensor]] = {}
         self._evaluated: dict[fx.Node, torch.Tensor] = {}
         self._lock = threading.Lock()
@@ -124,10 +127,10 @@ class GraphExecutable:
         self._kept.clear()
         for step in self._steps:
             if isinstance(step, Segment):
-                self._bound[step.name] = []
-                self._bound[step.name] = [
-                    as_storage(self._constants.packed(operand)) for operand in step.constants
-                ]
+                self._packed[step.name] = self._bound[step.name] = []
+                packed = [self._constants.packed(operand) for operand in step.constants]
+                self._packed[step.name] = packed
+                self._bound[step.name] = list(map(as_storage, packed))
         self._constants.settle()
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:

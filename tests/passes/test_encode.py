@@ -130,6 +130,16 @@ class Gated(nn.Module):
         return self.plain(value * nn.functional.gelu(gate))
 
 
+def test_kernels_of_kept_weights_are_told_how_many_blocks_are_left():
+    torch.manual_seed(0)
+    layers, inputs = Gated().eval().requires_grad_(False), (torch.randn(1, 130, 8, 8),)
+    gm, *_ = coded(layers, "keep+blocks50%", inputs)
+    found = [
+        arguments(node)["kept_steps"] for node in gm.graph.nodes if node.target in (CONV2D, LINEAR)
+    ]
+    assert found == [0, 18, 2, 2, 5]
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_kernels_are_told_how_many_blocks_are_left(stored):
     torch.manual_seed(0)
