@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoomc import watch
 from zoomc.errors import StaleWeightsError
@@ -67,6 +68,43 @@ def test_a_pause_alone_changes_nothing(weights, monkeypatch):
     seen = WeightWatch(weights)
     time.sleep(0.02)
     assert not seen.changed(weights)
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations that wait for a device's answer."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        self.count += func.overloadpacket in (aten._local_scalar_dense, aten.equal, aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("small", [watch.SMALL, 0])
+def test_a_call_waits_for_a_device_once_and_copies_nothing(weights, monkeypatch, small):
+    monkeypatch.setattr(watch, "SMALL", small)
+    weights += [torch.randn(50).half(), torch.zeros(3, dtype=torch.int64), torch.ones(5).bool()]
+    seen = WeightWatch(weights)
+
+    def copy(*_):
+        raise AssertionError("copied from a device")
+
+    for name in ("cpu", "numpy", "tolist", "to"):
+        monkeypatch.setattr(torch.Tensor, name, copy)
+    with Waits() as waits:
+        assert not seen.changed(weights)
+    assert waits.count == 1
+    weights[4].data += 1
+    with Waits() as waits:
+        assert seen.changed(weights)
+    assert waits.count == 1
+
+
+@pytest.mark.parametrize("small", [watch.SMALL, 0])
+def test_a_model_without_weights_never_changes(monkeypatch, small):
+    monkeypatch.setattr(watch, "SMALL", small)
+    assert not WeightWatch([]).changed([])
 
 
 def test_nan_equals_itself():

@@ -30,6 +30,8 @@ class WeightWatch:
     checksum of everything when the model is small or the calls have paused. What escapes is a
     ``.data`` write to a few elements of a large model within seconds of a call, or to the codes of
     a compressed one, whose pages need not be in memory: ``zoomc.refresh(model)`` covers that.
+
+    Values are compared where they lie: a call waits for a GPU's answer once, and for no copies.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
@@ -63,8 +65,8 @@ class WeightWatch:
         if _state(weights) != self._state:
             return True
         if self._small or time.monotonic() - self._last > READ_AFTER:
-            return _checksum(self._weights) != self._checksum
-        return _sample(self._views) != self._sample
+            return _differ(_checksum(self._weights), self._checksum)
+        return _differ(_sample(self._views), self._sample)
 
     def rest(self) -> None:
         """A call ended: pauses count from here."""
@@ -86,19 +88,34 @@ def _extent(weight: torch.Tensor) -> int:
     return 1 + sum((n - 1) * s for n, s in zip(weight.shape, weight.stride(), strict=True))
 
 
-def _sample(views: Sequence[torch.Tensor]) -> list[int]:
-    groups: dict[torch.dtype, list[torch.Tensor]] = {}
+def _sample(views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """A copy of the samples, one tensor a device and size of element."""
+    groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
     for view in views:
-        groups.setdefault(view.dtype, []).append(view)
-    return [hash(torch.cat(group).cpu().numpy().tobytes()) for group in groups.values()]
+        groups.setdefault((view.device, view.dtype), []).append(view)
+    return [torch.cat(group) for group in groups.values()]
 
 
-def _checksum(weights: Sequence[torch.Tensor]) -> list[int]:
-    """One wrapping sum of 64-bit words a weight: reads everything once, at memory speed."""
-    return [_sum(weight.detach()) for weight in weights]
+def _checksum(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """One wrapping sum of 64-bit words a weight: reads everything once, at memory speed.
+
+    One tensor a device.
+    """
+    groups: dict[torch.device, list[torch.Tensor]] = {}
+    for weight in weights:
+        groups.setdefault(weight.device, []).append(_sum(weight.detach()))
+    return [torch.stack(group) for group in groups.values()]
 
 
-def _sum(weight: torch.Tensor) -> int:
+def _sum(weight: torch.Tensor) -> torch.Tensor:
     data = weight.contiguous().reshape(-1).view(torch.uint8)
     words = data.numel() // 8 * 8
-    return int(data[:words].view(torch.int64).sum()) + int(data[words:].sum())
+    return data[:words].view(torch.int64).sum() + data[words:].sum()
+
+
+def _differ(now: Sequence[torch.Tensor], then: Sequence[torch.Tensor]) -> bool:
+    """Whether any value differs, asked of a device once, since an answer has to be waited for."""
+    answers: dict[torch.device, list[torch.Tensor]] = {}
+    for a, b in zip(now, then, strict=True):
+        answers.setdefault(a.device, []).append(a.ne(b).any())
+    return any(bool(torch.stack(found).any()) for found in answers.values())
