@@ -39,6 +39,7 @@ class Result:
     error_elsewhere: float | None
     compile_seconds: float
     peak_gb: float
+    weights_gb: float
 
 
 class Contender:
@@ -48,7 +49,7 @@ class Contender:
         command = [
             *(python, str(WORKER), name),
             *("--model", arguments.model, "--dtype", arguments.dtype),
-            *("--weights", arguments.weights),
+            *("--weights", arguments.weights, "--max-error", str(arguments.max_error)),
             *("--batch", str(arguments.batch), "--size", str(arguments.size)),
             *("--threads", str(arguments.threads), "--folder", folder),
         ]
@@ -82,7 +83,8 @@ class Contender:
         """Figures after the calls were timed."""
         ready = self.ready
         errors = ready["error"], ready["error_elsewhere"]
-        return Result(self.name, seconds, *errors, ready["compile"], ready["peak_gb"])
+        memory = ready["peak_gb"], ready["weights_gb"]
+        return Result(self.name, seconds, *errors, ready["compile"], *memory)
 
 
 def pair(a: Contender, b: Contender, rounds: int) -> tuple[list[float], list[float]]:
@@ -107,7 +109,10 @@ def main() -> None:
         help="unet, unet_sd15, unet_sdxl, text_encoder, vae_encoder, vae_decoder",
     )
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--weights", default="keep", help="zoomc's own option: keep, int8, int4")
+    parser.add_argument(
+        "--weights", default="keep", help="zoomc's own option: keep, int8, int4, shared"
+    )
+    parser.add_argument("--max-error", type=float, default=0, help="zoomc's own option; 0 = any")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=0, help="latent side; 0 = the model's own")
     parser.add_argument("--threads", type=int, default=2)

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: What makes its inputs of a model's, what runs on them, and the seconds it took to be ready.
-Contender = tuple[Callable[[Any, Any], Any], Callable[[Any], Any], float]
+#: What makes its inputs of a model's, what runs on them, the seconds it took to be ready, and the
+#: bytes of its weights (OpenVINO's: of the converted model's constants).
+Contender = tuple[Callable[[Any, Any], Any], Callable[[Any], Any], float, int]
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -30,6 +31,7 @@ def main() -> None:
         parser.add_argument(option)
     for option in ("--batch", "--size", "--threads"):
         parser.add_argument(option, type=int)
+    parser.add_argument("--max-error", type=float)
     arguments = parser.parse_args()
     # Answers go to the real standard output; whatever libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
@@ -51,7 +53,9 @@ def main() -> None:
     if not arguments.name.startswith("openvino"):
         model.to(dtype)
     reset_peak()
-    prepare, run, compile_seconds = CONTENDERS[arguments.name](model, *first, dtype, arguments)
+    prepare, run, compile_seconds, weights = CONTENDERS[arguments.name](
+        model, *first, dtype, arguments
+    )
     prepared = prepare(*first)
     # The second input is one that nothing was compiled or calibrated for.
     outputs = [run(prepared).clone(), run(prepare(*second)).clone()]
@@ -66,6 +70,7 @@ def main() -> None:
         "error": errors[0],
         "error_elsewhere": errors[1],
         "peak_gb": peak_gb(),
+        "weights_gb": weights / 1e9,
     }
     print(json.dumps(ready), file=answers, flush=True)
     for _ in sys.stdin:
@@ -109,19 +114,24 @@ def cast(value: Any, dtype: Any) -> Any:
     return torch.utils._pytree.tree_map(leaf, value)
 
 
-def modules(call: Callable[..., Any], dtype: Any, seconds: float) -> Contender:
+def modules(call: Callable[..., Any], dtype: Any, seconds: float, weights: int) -> Contender:
     """A contender that is called as the model is."""
 
     def run(prepared: Any) -> Any:
         args, kwargs = prepared
         return first_tensor(call(*args, **kwargs))
 
-    return lambda args, kwargs: (cast(args, dtype), cast(kwargs, dtype)), run, seconds
+    return lambda args, kwargs: (cast(args, dtype), cast(kwargs, dtype)), run, seconds, weights
+
+
+def held(model: Any) -> int:
+    """Bytes of a module's parameters and buffers."""
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
 
 
 def eager(model: Any, args: Any, kwargs: Any, dtype: Any, _: Any) -> Contender:
     """torch as it is."""
-    return modules(model, dtype, 0.0)
+    return modules(model, dtype, 0.0, held(model))
 
 
 def inductor(model: Any, args: Any, kwargs: Any, dtype: Any, _: Any) -> Contender:
@@ -133,24 +143,33 @@ def inductor(model: Any, args: Any, kwargs: Any, dtype: Any, _: Any) -> Contende
     from torch._inductor import config
 
     config.freezing = True
-    return after_first_call(torch.compile(model), args, kwargs, dtype)
+    compiled = torch.compile(model)
+    return modules(compiled, dtype, first_call(compiled, args, kwargs, dtype), held(model))
 
 
 def zoomc(model: Any, args: Any, kwargs: Any, dtype: Any, arguments: Any) -> Contender:
     """zoomc on the same model in the same dtype."""
     import torch
 
+    from zoomc.backend import zoomc as backend
+    from zoomc.record import collect
+
     options = {"weights": arguments.weights, "fallback": "error"}
-    compiled = torch.compile(model, backend="zoomc", options=options)
-    return after_first_call(compiled, args, kwargs, dtype)
+    if arguments.max_error:
+        options["max_error"] = arguments.max_error
+    compiled = torch.compile(model, backend=lambda gm, x: backend(gm, x, options=options))
+    with collect() as records:
+        seconds = first_call(compiled, args, kwargs, dtype)
+    weights = sum(record.executable.report["weight_bytes"] for record in records)
+    return modules(compiled, dtype, seconds, weights)
 
 
-def after_first_call(compiled: Any, args: Any, kwargs: Any, dtype: Any) -> Contender:
-    """A compiled model and the seconds its first call took."""
+def first_call(compiled: Any, args: Any, kwargs: Any, dtype: Any) -> float:
+    """The seconds a model's first call took."""
     args, kwargs = cast(args, dtype), cast(kwargs, dtype)
     start = time.perf_counter()
     compiled(*args, **kwargs)
-    return modules(compiled, dtype, time.perf_counter() - start)
+    return time.perf_counter() - start
 
 
 def openvino(
@@ -180,7 +199,10 @@ def openvino(
     def run(inputs: list[Any]) -> Any:
         return torch.from_numpy(request.infer(inputs)[0])
 
-    return lambda args, _: [x.numpy() for x in args], run, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    constants = (op for op in converted.get_ops() if op.get_type_name() == "Constant")
+    weights = sum(op.get_byte_size() for op in constants)
+    return lambda args, _: [x.numpy() for x in args], run, seconds, weights
 
 
 def openvino_int8(*inputs: Any) -> Contender:

@@ -30,14 +30,15 @@ def cpu_name() -> str:
 
 
 def print_table(pairs: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """Print each pair: seconds a call as median and spread, error, compile time, peak memory."""
+    """Print each pair: seconds a call as median and spread, error, compile time, peak memory
+    and the weights' share of it."""
     print(
         f"\n{arguments.model}, {arguments.dtype}, batch {arguments.batch},"
         f" {arguments.threads} threads, {arguments.rounds} rounds, {cpu_name()}"
     )
     print(
         f"{'':12} {'s/call':>8} {'spread':>15} {'error':>9} {'elsewhere':>9}"
-        f" {'compile s':>10} {'peak GB':>8}"
+        f" {'compile s':>10} {'peak GB':>8} {'weights GB':>10}"
     )
     for pair in pairs:
         for row in (pair["peer"], pair["zoomc"]):
@@ -46,7 +47,7 @@ def print_table(pairs: Sequence[dict[str, Any]], arguments: argparse.Namespace) 
             print(
                 f"{row['name']:12} {statistics.median(seconds):8.3f} {spread:>15}"
                 f" {row['error']:9.1e} {row['error_elsewhere']:9.1e}"
-                f" {row['compile_seconds']:10.1f} {row['peak_gb']:8.2f}"
+                f" {row['compile_seconds']:10.1f} {row['peak_gb']:8.2f} {row['weights_gb']:10.3f}"
             )
         print(
             f"zoomc is {pair['ratio']:.2f}× as fast as {pair['peer']['name']}"
