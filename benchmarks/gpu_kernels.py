@@ -39,7 +39,7 @@ def best_of(machine: Gpu, op: str, *args: Any, **kwargs: Any) -> float:
             name: operand.tensor([v.source for v in operand.values]).to(machine.device).contiguous()
             for name, operand in kernel.operands.items()
         }
-        for name, spec in {"out": kernel.out, **kernel.scratch}.items():
+        for name, spec in kernel.made.items():
             tensors[name] = torch.empty(spec.shape, dtype=spec.dtype, device=machine.device)
 
         def go(kernel: Any = kernel, tensors: Any = tensors) -> None:

@@ -89,13 +89,14 @@ def _passes(call: Call) -> tuple[Passes, dict[str, Operand]]:
                 operands[name] = Operand((call[name],))
     if call["norm_groups"] or quantised:
         passes.statistics(
+            call,
             call["norm_groups"],
             Slot("norm_weight") if "norm_weight" in operands else None,
             Slot("norm_bias") if "norm_bias" in operands else None,
             call["norm_eps"],
             extremes=quantised,
         )
-    return passes, operands
+    return passes, operands | passes.operands
 
 
 def _rows(call: Call) -> int:
@@ -114,7 +115,7 @@ def _prepared(call: Call, gpu: Gpu, depth: int) -> Left:
     pixels = passes.write("map", dtype, depth, call["pre_activation"], border or (0, 0, 0, 0))
     passes.scratch["map"] = TensorSpec((passes.images, pixels, depth), dtype)
     nbytes = passes.scratch["map"].nbytes
-    statistics = passes.nbytes if "moments" in passes.scratch else 0
+    passed = passes.passed + 2 * nbytes
     return Left(
         ("map",),
         (depth,),
@@ -124,7 +125,9 @@ def _prepared(call: Call, gpu: Gpu, depth: int) -> Left:
         launches=tuple(passes.launches),
         operands=operands,
         scratch=passes.scratch,
-        seconds=pass_seconds(passes.nbytes + statistics + nbytes, gpu, len(passes.launches)),
+        measured=passes.measured if "extremes" in passes.scratch or call["norm_groups"] else (),
+        passed=passed,
+        seconds=pass_seconds(passes.nbytes + passed - nbytes, gpu, len(passes.launches)),
         route="prepared",
     )
 
@@ -132,7 +135,6 @@ def _prepared(call: Call, gpu: Gpu, depth: int) -> Left:
 def _loaded(call: Call, gpu: Gpu) -> Left:
     """The inputs as they are, normalised and activated as the product loads them."""
     passes, operands = _passes(call)
-    nbytes = passes.nbytes if passes.launches else 0
     return Left(
         tuple(passes.inputs),
         tuple(passes.channels),
@@ -144,7 +146,9 @@ def _loaded(call: Call, gpu: Gpu) -> Left:
         launches=tuple(passes.launches),
         operands=operands,
         scratch=passes.scratch,
-        seconds=pass_seconds(nbytes, gpu, len(passes.launches)) if passes.launches else 0.0,
+        measured=passes.measured if call["norm_groups"] else (),
+        passed=passes.passed,
+        seconds=pass_seconds(passes.passed, gpu, len(passes.launches)) if passes.launches else 0.0,
         route="normalised in the load" if call["norm_groups"] else "as it is",
     )
 

@@ -120,6 +120,7 @@ def prepared(call: Call, gpu: Gpu, depth: int) -> Left:
         launches=(launch,),
         operands=operands,
         scratch=scratch,
+        passed=2 * scratch["a"].nbytes,
         seconds=pass_seconds(x.nbytes + scratch["a"].nbytes, gpu),
         route="prepared",
     )
@@ -162,6 +163,7 @@ def loaded(call: Call, gpu: Gpu) -> Left:
         launches=(launch,),
         operands=operands,
         scratch={"mean": moments, "deviation": moments},
+        passed=x.nbytes,
         seconds=pass_seconds(x.nbytes, gpu),
         route="normalised in the load",
     )

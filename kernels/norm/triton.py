@@ -35,6 +35,7 @@ def group_norm(call: Call, gpu: Gpu) -> Iterator[Kernel]:
     spec = operands["x"].spec
     passes = Passes(["x"], [spec])
     passes.statistics(
+        call,
         call["groups"],
         Slot("weight") if "weight" in operands else None,
         Slot("bias") if "bias" in operands else None,
@@ -43,9 +44,16 @@ def group_norm(call: Call, gpu: Gpu) -> Iterator[Kernel]:
     )
     passes.write("out", call.out.dtype, spec.shape[-1], call["activation"])
     name = "group_norm" + ("" if call["activation"] == "none" else "_" + call["activation"])
-    seconds = pass_seconds(3 * spec.nbytes, gpu, len(passes.launches))
     yield Kernel(
-        name, operands, call.out, tuple(passes.launches), passes.scratch, 6 * spec.numel, seconds
+        name,
+        operands | passes.operands,
+        call.out,
+        tuple(passes.launches),
+        passes.scratch,
+        measured=passes.measured,
+        passed=passes.passed,
+        flops=6 * spec.numel,
+        seconds=pass_seconds(2 * spec.nbytes + passes.passed, gpu, len(passes.launches)),
     )
 
 
@@ -85,4 +93,4 @@ def layer_norm(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         warps=4 if rows * width <= 8192 else 8,
     )
     seconds = pass_seconds(2 * spec.nbytes, gpu)
-    yield Kernel("layer_norm", operands, call.out, (launch,), {}, 6 * spec.numel, seconds)
+    yield Kernel("layer_norm", operands, call.out, (launch,), flops=6 * spec.numel, seconds=seconds)

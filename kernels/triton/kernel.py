@@ -6,12 +6,14 @@ import dataclasses
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from ..tir.kernel import Call, Operand, TensorSpec, Unsupported
+import torch
+
+from ..tir.kernel import Call, Operand, TensorSpec, Unsupported, Value
 from .gpu import Gpu
 
 
@@ -52,6 +54,19 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """A result besides a call's own that is a function of it, gathered while it is at hand.
+
+    Attributes:
+        spec: its tensor.
+        of: the reference: gives it, from the call's result.
+    """
+
+    spec: TensorSpec
+    of: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Kernel:
     """How one operator call runs: launches in order, on named tensors.
 
@@ -63,6 +78,11 @@ class Kernel:
         out: the result, in slot ``out``.
         launches: in order.
         scratch: workspace by slot name.
+        extras: what it gathers besides, by slot name, of a call that :func:`gathering` made.
+        measured: operands whose moments launches of its own gather, in the order in which
+            :func:`given` takes them instead.
+        passed: bytes of activations that its launches move besides: workspaces, and operands
+            read again.
         flops: multiplies and adds.
         seconds: what the generator expects this choice to take; for ranking, not a promise.
         notes: choices worth explaining (tiles, traffic, ...).
@@ -73,20 +93,29 @@ class Kernel:
     out: TensorSpec
     launches: tuple[Launch, ...]
     scratch: Mapping[str, TensorSpec] = field(default_factory=dict)
+    extras: Mapping[str, Extra] = field(default_factory=dict)
+    measured: tuple[str, ...] = ()
+    passed: int = 0
     flops: int = 0
     seconds: float = 0.0
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def made(self) -> dict[str, TensorSpec]:
+        """Specs of the tensors that a run makes room for: results and workspace."""
+        extras = {name: extra.spec for name, extra in self.extras.items()}
+        return {"out": self.out} | extras | dict(self.scratch)
+
+    @property
     def specs(self) -> dict[str, TensorSpec]:
         """Every tensor's spec by slot name."""
-        operands = {name: operand.spec for name, operand in self.operands.items()}
-        return operands | {"out": self.out} | dict(self.scratch)
+        return {name: operand.spec for name, operand in self.operands.items()} | self.made
 
     @property
     def nbytes(self) -> int:
-        """Bytes read and written at least once."""
-        return sum(o.spec.nbytes for o in self.operands.values()) + self.out.nbytes
+        """Bytes its launches read and write, each at least once."""
+        results = self.out.nbytes + sum(extra.spec.nbytes for extra in self.extras.values())
+        return sum(o.spec.nbytes for o in self.operands.values()) + results + self.passed
 
     @property
     def activation_nbytes(self) -> int:
@@ -142,6 +171,30 @@ def candidates(call: Call, gpu: Gpu) -> list[Kernel]:
     return fit
 
 
+def gathering(call: Call, rows: int) -> Call:
+    """The same call, asked to gather the moments of its result's channels as it writes them.
+
+    Kernels that can have ``moments`` among their :attr:`Kernel.extras`: ``[4, blocks, channels]``,
+    over each block of rows a channel's mean, sum of squared distances from it, least and greatest
+    value.
+
+    Args:
+        call: a product.
+        rows: rows of its result that make an image; no block has rows of two.
+    """
+    return dataclasses.replace(call, args={**call.args, "gather": rows})
+
+
+def given(call: Call, moments: Sequence[Value | None]) -> Call:
+    """The same call, given moments that others gathered; None where it gathers its own.
+
+    Args:
+        call: one whose kernels have :attr:`Kernel.measured` operands.
+        moments: theirs, in that order: ``[4, blocks, channels]``, equally many blocks an image.
+    """
+    return dataclasses.replace(call, args={**call.args, "moments": list(moments)})
+
+
 def weight_only(call: Call, gpu: Gpu) -> str | None:
     """Why a product of coded weights had better read its input as it is; None if it had not.
 
@@ -163,13 +216,17 @@ def weight_only(call: Call, gpu: Gpu) -> str | None:
 
 __all__ = [
     "Call",
+    "Extra",
     "Kernel",
     "Launch",
     "Operand",
     "Slot",
     "TensorSpec",
     "Unsupported",
+    "Value",
     "candidates",
+    "gathering",
+    "given",
     "lowers",
     "weight_only",
 ]

@@ -11,11 +11,44 @@ import torch
 
 from ..activation import DIPS
 from .device import maps as device
-from .kernel import Launch, Slot, TensorSpec
+from .kernel import Call, Extra, Launch, Operand, Slot, TensorSpec
 
 #: Chunks of an image's pixels whose statistics are gathered apart.
 CHUNKS = 64
 PIXELS, CHANNELS = 32, 64
+#: Means that a program merges at a time.
+_MERGED = 8192
+
+
+def moments_of(result: torch.Tensor, blocks: int) -> torch.Tensor:
+    """The moments ``[4, blocks, channels]`` of a result ``[..., channels]``: the reference.
+
+    Over each block of rows: mean, sum of squared distances from it, least and greatest value.
+    """
+    rows = result.reshape(blocks, -1, result.shape[-1]).float()
+    mean = rows.mean(1)
+    squares = (rows - mean[:, None]).square().sum(1)
+    return torch.stack([mean, squares, rows.amin(1), rows.amax(1)])
+
+
+def gathered(call: Call, chunk: int) -> dict[str, Extra]:
+    """What a kernel whose programs write ``chunk`` rows each gathers, if its call is asked to."""
+    asked, channels = call.args.get("gather"), call.out.shape[-1]
+    if not asked or asked % chunk:
+        return {}
+    blocks = call.out.numel // channels // chunk
+    spec = TensorSpec((4, blocks, channels), torch.float32)
+    return {"moments": Extra(spec, lambda result: moments_of(result, blocks))}
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Moments ``[4, images, chunks, channels]`` in a slot; a chunk has so many pixels or fewer."""
+
+    slot: str
+    channels: int
+    chunks: int
+    per_chunk: int
 
 
 @dataclass
@@ -25,12 +58,16 @@ class Passes:
     Attributes:
         inputs: slots of maps that are concatenated along their channels.
         specs: theirs: ``(images, pixels..., channels)``.
+        operands: moments that were given.
+        passed: bytes of maps and moments that the launches move, but for one reading of inputs.
     """
 
     inputs: Sequence[str]
     specs: Sequence[TensorSpec]
     launches: list[Launch] = field(default_factory=list)
     scratch: dict[str, TensorSpec] = field(default_factory=dict)
+    operands: dict[str, Operand] = field(default_factory=dict)
+    passed: int = 0
     _groups: int = 0
 
     @property
@@ -53,8 +90,14 @@ class Passes:
         """Bytes of all inputs."""
         return sum(spec.nbytes for spec in self.specs)
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Inputs whose moments may be given."""
+        return tuple(self.inputs) if len(self.inputs) <= 2 else ()
+
     def statistics(
         self,
+        call: Call,
         groups: int,
         weight: Slot | None,
         bias: Slot | None,
@@ -63,22 +106,85 @@ class Passes:
     ) -> None:
         """Gather what a group norm over the concatenation and its quantisation need.
 
-        Fills ``gain`` and ``offset`` unless ``groups`` is 0, and ``extremes`` where asked.
+        Fills ``gain`` and ``offset`` unless ``groups`` is 0, and ``extremes`` where asked. Inputs
+        whose moments ``call`` is given are not read.
         """
         total = sum(self.channels)
+        first, *rest = self._moments(call)
+        second = rest[0] if rest else _Moments("", 0, 0, 0)
+        in_group = total // groups if groups else CHANNELS
+        self._groups = groups or -(-total // in_group)
+        affine = TensorSpec((self.images, total), torch.float32)
+        if groups:
+            self.scratch |= {"gain": affine, "offset": affine}
+        if extremes:
+            shape = (2, self.images, self._groups)
+            self.scratch["extremes"] = TensorSpec(shape, torch.float32)
+        at_once = max(16, _MERGED // power(in_group))
+        at_once = min(power(max(first.chunks, second.chunks)), at_once)
+        self.launches.append(
+            Launch(
+                device.map_affine,
+                (self._groups, self.images, 1),
+                {
+                    "moments0": Slot(first.slot),
+                    "moments1": Slot(second.slot) if rest else None,
+                    "weight": weight,
+                    "bias": bias,
+                    "gain": self._slot("gain"),
+                    "offset": self._slot("offset"),
+                    "extremes": self._slot("extremes"),
+                    "pixels": self.pixels,
+                    "per_chunk0": first.per_chunk,
+                    "per_chunk1": second.per_chunk,
+                    "chunks0": first.chunks,
+                    "chunks1": second.chunks,
+                    "channels0": first.channels,
+                    "channels1": second.channels,
+                    "in_group": in_group,
+                    "eps": float(eps),
+                    "NORM": groups > 0,
+                    "BCHUNK": at_once,
+                    "BC": power(in_group),
+                },
+                warps=8 if at_once * power(in_group) >= 8192 else 4,
+            )
+        )
+
+    def _moments(self, call: Call) -> list[_Moments]:
+        """The moments of all inputs in one tensor, or where some are given in one for each."""
+        values = call.args.get("moments")
+        if not values:
+            return [self._gather("measured", self.inputs)]
+        found = []
+        for index, (name, value) in enumerate(zip(self.inputs, values, strict=True)):
+            slot = f"measured{index}"
+            if value is None:
+                found.append(self._gather(slot, [name]))
+                continue
+            self.operands[slot] = Operand((value,))
+            chunks = value.spec.shape[1] // self.images
+            found.append(_Moments(slot, self.channels[index], chunks, self.pixels // chunks))
+        return found
+
+    def _gather(self, slot: str, inputs: Sequence[str]) -> _Moments:
+        """Launches that read inputs and write their moments."""
+        specs = dict(zip(self.inputs, self.specs, strict=True))
         per_chunk = max(PIXELS, -(-self.pixels // CHUNKS))
         chunks = -(-self.pixels // per_chunk)
-        moments = TensorSpec((4, self.images, chunks, total), torch.float32)
-        self.scratch["moments"] = moments
+        total = sum(specs[name].shape[-1] for name in inputs)
+        self.scratch[slot] = TensorSpec((4, self.images, chunks, total), torch.float32)
+        self.passed += 2 * self.scratch[slot].nbytes
         at = 0
-        for name, channels in zip(self.inputs, self.channels, strict=True):
+        for name in inputs:
+            channels = specs[name].shape[-1]
             self.launches.append(
                 Launch(
                     device.map_moments,
                     (chunks, -(-channels // CHANNELS), self.images),
                     {
                         "x": Slot(name),
-                        "moments": Slot("moments"),
+                        "moments": Slot(slot),
                         "pixels": self.pixels,
                         "per_chunk": per_chunk,
                         "channels": channels,
@@ -91,38 +197,8 @@ class Passes:
                 )
             )
             at += channels
-        in_group = total // groups if groups else CHANNELS
-        self._groups = groups or -(-total // in_group)
-        affine = TensorSpec((self.images, total), torch.float32)
-        if groups:
-            self.scratch |= {"gain": affine, "offset": affine}
-        if extremes:
-            shape = (2, self.images, self._groups)
-            self.scratch["extremes"] = TensorSpec(shape, torch.float32)
-        self.launches.append(
-            Launch(
-                device.map_affine,
-                (self._groups, self.images, 1),
-                {
-                    "moments": Slot("moments"),
-                    "weight": weight,
-                    "bias": bias,
-                    "gain": self._slot("gain"),
-                    "offset": self._slot("offset"),
-                    "extremes": self._slot("extremes"),
-                    "pixels": self.pixels,
-                    "per_chunk": per_chunk,
-                    "chunks": chunks,
-                    "channels": total,
-                    "in_group": in_group,
-                    "eps": float(eps),
-                    "NORM": groups > 0,
-                    "BCHUNK": power(chunks),
-                    "BC": power(in_group),
-                },
-                warps=8 if power(chunks) * power(in_group) >= 8192 else 4,
-            )
-        )
+            self.passed += specs[name].nbytes
+        return _Moments(slot, total, chunks, per_chunk)
 
     def write(
         self,

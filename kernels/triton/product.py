@@ -15,11 +15,15 @@ from ..tiling.memory import Words
 from .device import product as device
 from .gpu import Gpu
 from .kernel import Call, Kernel, Launch, Operand, Slot, TensorSpec, Unsupported
+from .maps import gathered
 from .tiles import LAUNCH, Tile, roof, tiles, traffic
 from .traffic import Problem
 from .weights import Order, Weights, column, column_sums, pack
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+#: Rows and columns of a block of the launch that adds up splits.
+FINISHED = 16, 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class Left:
         launches: what runs before.
         operands: what those launches and the loads need, by slot.
         scratch: workspace, by slot.
+        measured: operands whose moments the launches gather.
+        passed: bytes that the launches move, but for one reading of operands, and that the
+            product reads of what they wrote.
         seconds: what the launches are expected to take.
         route: a word for people.
     """
@@ -72,6 +79,8 @@ class Left:
     launches: tuple[Launch, ...] = ()
     operands: dict[str, Operand] = field(default_factory=dict)
     scratch: dict[str, TensorSpec] = field(default_factory=dict)
+    measured: tuple[str, ...] = ()
+    passed: int = 0
     seconds: float = 0.0
     route: str = "as it is"
 
@@ -223,12 +232,18 @@ class _Builder:
             scratch["expanded"] = TensorSpec((problem.n, order.depth), torch.int8)
             launches.append(self._expand(problem))
             expected += pass_seconds(problem.n * order.depth * 3 // 2, self.gpu)
+        passed = left.passed
         if tile.split > 1:
             dtype = torch.int32 if integer(call) else torch.float32
             scratch["partial"] = TensorSpec((tile.split, problem.m, problem.n), dtype)
+            passed += 2 * scratch["partial"].nbytes
+        extras = gathered(call, FINISHED[0] if tile.split > 1 else tile.m)
+        written = sum(extra.spec.nbytes for extra in extras.values())
+        expected += written / self.gpu.dram_rate
         after = {
             **{n: self.slot(n, scratch) for n in ("channel_scale", "bias", "shift", "residual")},
             **{n: self.slot(n, scratch) for n in ("row_scale", "row_zero", "column_sum")},
+            "moments": Slot("moments") if extras else None,
             "out": Slot("out"),
             "M": problem.m,
             "N": problem.n,
@@ -237,9 +252,10 @@ class _Builder:
             "ACTIVATION": "none" if order.gated else call.args.get("activation", "none"),
             "SPLIT": tile.split,
         }
-        launches.append(self._product(problem, tile, scratch, after, expand))
+        alone = after | {"moments": None} if tile.split > 1 else after
+        launches.append(self._product(problem, tile, scratch, alone, expand))
         if tile.split > 1:
-            bm, bn = 16, 64
+            bm, bn = FINISHED
             launches.append(
                 Launch(
                     device.finish,
@@ -254,6 +270,9 @@ class _Builder:
             call.out,
             tuple(launches),
             scratch,
+            extras,
+            left.measured,
+            passed,
             flops=2 * problem.m * problem.n * (call["weight"].spec.numel // problem.n),
             seconds=expected,
             notes={
@@ -265,7 +284,7 @@ class _Builder:
                 "weights": f"{self.weights.bits} bits" + (" expanded" if expand else ""),
                 "order": f"{tile.group} block rows",
                 "l2_bytes": moved.l2,
-                "dram_bytes": moved.dram,
+                "dram_bytes": moved.dram + written,
                 "limit": found.limit,
                 "expected_us": round(expected * 1e6, 1),
             },

@@ -51,8 +51,8 @@ def run(
     return evaluate(candidates(bind(op, *args, **kwargs), gpu)[choice], device)
 
 
-def evaluate(kernel: Kernel, device: str = "cpu") -> torch.Tensor:
-    """Run a kernel whose values hold tensors."""
+def evaluate(kernel: Kernel, device: str = "cpu", result: str = "out") -> torch.Tensor:
+    """Run a kernel whose values hold tensors; returns a result by its slot name."""
     tensors = {}
     for name, operand in kernel.operands.items():
         values = [value.source for value in operand.values]
@@ -60,10 +60,9 @@ def evaluate(kernel: Kernel, device: str = "cpu") -> torch.Tensor:
         assert (tuple(tensor.shape), tensor.dtype) == (operand.spec.shape, operand.spec.dtype), name
         tensors[name] = tensor.to(device).contiguous()
     # Garbage in scratch and result: a kernel that relies on zeros there fails its test.
-    garbage = {"out": kernel.out} | dict(kernel.scratch)
-    tensors |= {name: _garbage(spec).to(device) for name, spec in garbage.items()}
+    tensors |= {name: _garbage(spec).to(device) for name, spec in kernel.made.items()}
     execute(kernel, tensors)
-    return tensors["out"].cpu()
+    return tensors[result].cpu()
 
 
 def _garbage(spec: TensorSpec) -> torch.Tensor:

@@ -17,7 +17,7 @@ from ..constants import Constants
 from ..tensors import dense, unaliased
 from ..tvm.plan import graph_outputs
 from .leftovers import Leftovers
-from .plan import Plan, Run, Step, View
+from .plan import ExtraOf, Plan, Run, Step, View
 from .replay import Replay
 
 #: Cycles, about a millisecond, in which a call's launches are asked for before they are timed.
@@ -56,7 +56,7 @@ class GpuExecutable:
         self._evaluated: dict[fx.Node, Any] = {}
         self._replay: Replay | None = None
         self._lock = threading.Lock()
-        self._last_use = _last_uses(steps, self._outputs)
+        self._last_use = _last_uses(steps, plan, self._outputs)
 
     def describe(self) -> None:
         """Write down what was decided."""
@@ -132,7 +132,7 @@ class GpuExecutable:
         inputs: Sequence[torch.Tensor],
         around: Callable[[fx.Node, Kernel, Callable[[], None]], None] | None = None,
     ) -> list[Any]:
-        values: dict[fx.Node, Any] = {
+        values: dict[fx.Node | ExtraOf, Any] = {
             node: dense(x) for node, x in zip(self._placeholders, inputs, strict=True)
         }
         for index, step in enumerate(self._steps):
@@ -148,17 +148,20 @@ class GpuExecutable:
                 else:
                     go()
                 values[step.node] = tensors["out"]
+                values |= {
+                    extra: tensors[extra.name] for extra in self._plan.extras_made(step.node)
+                }
             elif isinstance(step, View):
                 source = self._value(self._plan.views[step.node], values)
                 values[step.node] = source.reshape(step.node.meta["val"].shape)
             else:
                 results = step.call(*(self._value(node, values) for node in step.inputs))
                 values |= dict(zip(step.outputs, map(dense, results), strict=True))
-            for node in self._last_use[index]:
-                values.pop(node, None)
+            for read in self._last_use[index]:
+                values.pop(read, None)
         return [self._value(node, values) for node in self._outputs]
 
-    def _value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    def _value(self, node: fx.Node, values: dict[fx.Node | ExtraOf, Any]) -> Any:
         if node not in self._plan.constant:
             return values[node]
         if node not in self._evaluated:
@@ -166,7 +169,7 @@ class GpuExecutable:
         return self._evaluated[node]
 
     def _tensors(
-        self, node: fx.Node, kernel: Kernel, values: dict[fx.Node, Any]
+        self, node: fx.Node, kernel: Kernel, values: dict[fx.Node | ExtraOf, Any]
     ) -> dict[str, torch.Tensor]:
         """A kernel's tensors by slot: constants, values, a new result, workspace."""
         tensors = dict(self._bound[node])
@@ -174,7 +177,7 @@ class GpuExecutable:
             if name not in tensors:
                 tensors[name] = values[operand.values[0].source]
         device = node.meta["val"].device
-        for name, spec in {"out": kernel.out, **kernel.scratch}.items():
+        for name, spec in kernel.made.items():
             tensors[name] = torch.empty(spec.shape, dtype=spec.dtype, device=device)
         return tensors
 
@@ -182,7 +185,7 @@ class GpuExecutable:
         """Every kernel on the reference's inputs, beside the reference."""
         from ..tvm.inspect import compare
 
-        values: dict[fx.Node, Any] = dict(zip(self._placeholders, inputs, strict=True))
+        values: dict[fx.Node | ExtraOf, Any] = dict(zip(self._placeholders, inputs, strict=True))
         rows = []
         with self._lock, torch.no_grad():
             for node in self._gm.graph.nodes:
@@ -199,6 +202,12 @@ class GpuExecutable:
                     execute(kernel, tensors)
                     difference = compare(tensors["out"], values[node])
                     rows.append({"node": node.name, "kernel": kernel.name, **difference})
+                    for name, extra in kernel.extras.items():
+                        values[ExtraOf(node, name)] = extra.of(values[node])
+                        difference = compare(tensors[name], values[ExtraOf(node, name)])
+                        rows.append(
+                            {"node": node.name, "kernel": f"{kernel.name}_{name}", **difference}
+                        )
         return rows
 
     def profile(self, *inputs: torch.Tensor, rounds: int = 5) -> dict[str, float]:
@@ -245,16 +254,21 @@ def elapsed(go: Callable[[], None], interpreted: bool) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def _last_uses(steps: Sequence[Step], outputs: Sequence[fx.Node]) -> list[list[fx.Node]]:
+def _last_uses(
+    steps: Sequence[Step], plan: Plan, outputs: Sequence[fx.Node]
+) -> list[list[fx.Node | ExtraOf]]:
     """For each step, the values nobody reads after it."""
-    last: dict[fx.Node, int] = {}
+    last: dict[fx.Node | ExtraOf, int] = {}
     for index, step in enumerate(steps):
+        touched: list[fx.Node | ExtraOf]
         if isinstance(step, Leftovers):
             touched = [*step.inputs, *step.outputs]
         else:
             touched = [*step.node.all_input_nodes, step.node]
+        if isinstance(step, Run):
+            touched += [*plan.extras_read(step.node), *plan.extras_made(step.node)]
         last |= dict.fromkeys(touched, index)
-    freed: list[list[fx.Node]] = [[] for _ in steps]
+    freed: list[list[fx.Node | ExtraOf]] = [[] for _ in steps]
     for node, index in last.items():
         if node not in outputs:
             freed[index].append(node)

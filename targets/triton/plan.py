@@ -9,13 +9,21 @@ from typing import cast
 from torch import fx
 
 from ...kernels.triton.gpu import Gpu
-from ...kernels.triton.kernel import Kernel, Unsupported, candidates
+from ...kernels.triton.kernel import Call, Kernel, Unsupported, candidates
 from ..constants import constant_nodes
 from ..tvm.plan import as_call, is_view
 from .leftovers import Leftovers
 
 #: Choices kept of each kernel, best first: what tuning times, and what is left if one fails.
 KEPT = 6
+
+
+@dataclass(frozen=True)
+class ExtraOf:
+    """Where a value comes from that a node's kernel gathers besides its result."""
+
+    node: fx.Node
+    name: str
 
 
 @dataclass
@@ -27,12 +35,28 @@ class Plan:
         kernels: node → the choices of its kernel, the one that runs first.
         views: node → the node whose memory it shares.
         leftovers: node → why there is no kernel for it.
+        calls: node → its call, where that is asked for or given more than the graph says.
     """
 
     constant: set[fx.Node]
     kernels: dict[fx.Node, list[Kernel]] = field(default_factory=dict)
     views: dict[fx.Node, fx.Node] = field(default_factory=dict)
     leftovers: dict[fx.Node, str] = field(default_factory=dict)
+    calls: dict[fx.Node, Call] = field(default_factory=dict)
+
+    def call(self, node: fx.Node) -> Call:
+        """The call that a node's kernels compute."""
+        return self.calls.get(node) or as_call(node, self.constant)
+
+    def extras_read(self, node: fx.Node) -> list[ExtraOf]:
+        """What a node's kernel reads of other kernels besides their results."""
+        operands = self.kernels[node][0].operands.values()
+        sources = (operand.values[0].source for operand in operands)
+        return [source for source in sources if isinstance(source, ExtraOf)]
+
+    def extras_made(self, node: fx.Node) -> list[ExtraOf]:
+        """What a node's kernel gathers besides its result."""
+        return [ExtraOf(node, name) for name in self.kernels[node][0].extras]
 
 
 @dataclass
@@ -55,7 +79,17 @@ Step = View | Run | Leftovers
 def choices(node: fx.Node, constant: set[fx.Node], gpu: Gpu) -> list[Kernel] | str:
     """The kernels that compute a node, best first, or why there are none."""
     try:
-        return candidates(as_call(node, constant), gpu)[:KEPT]
+        call = as_call(node, constant)
+    except Unsupported as reason:
+        return str(reason)
+    found = lowered(call, gpu)
+    return found if isinstance(found, str) else found[:KEPT]
+
+
+def lowered(call: Call, gpu: Gpu) -> list[Kernel] | str:
+    """All kernels that compute a call, best first, or why there are none."""
+    try:
+        return candidates(call, gpu)
     except Unsupported as reason:
         return str(reason)
     except Exception as error:  # a bug in one kernel must not take the model down
@@ -64,6 +98,8 @@ def choices(node: fx.Node, constant: set[fx.Node], gpu: Gpu) -> list[Kernel] | s
 
 def make_plan(gm: fx.GraphModule, gpu: Gpu) -> Plan:
     """Plan every node of ``gm`` for a GPU."""
+    from .moments import gather_moments
+
     plan = Plan(constant_nodes(gm))
     for node in gm.graph.nodes:
         if node.op != "call_function" or node in plan.constant:
@@ -80,6 +116,7 @@ def make_plan(gm: fx.GraphModule, gpu: Gpu) -> Plan:
             plan.leftovers[node] = found
         else:
             plan.kernels[node] = found
+    gather_moments(plan, gpu)
     return plan
 
 

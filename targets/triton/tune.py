@@ -14,10 +14,9 @@ from ...kernels.triton.gpu import Gpu
 from ...kernels.triton.kernel import Kernel, Slot
 from ...kernels.triton.run import execute
 from ..tuning import Entry, Problem, Store, problem, version
-from ..tvm.plan import as_call
 from .build import all_fit, compile_choices
 from .executable import elapsed
-from .plan import Plan
+from .plan import ExtraOf, Plan
 
 #: Choices timed of each kernel.
 TIMED = 4
@@ -101,7 +100,7 @@ def _put_first(kernels: list[Kernel], best: Kernel | None) -> bool:
 
 def _problem(node: fx.Node, plan: Plan, gpu: Gpu) -> Problem:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "a GPU"
-    return problem(as_call(node, plan.constant), f"{name}, {gpu.name}")
+    return problem(plan.call(node), f"{name}, {gpu.name}")
 
 
 def _operands(kernel: Kernel) -> dict[str, Hashable]:
@@ -112,9 +111,12 @@ def _operands(kernel: Kernel) -> dict[str, Hashable]:
 def _random(kernel: Kernel) -> dict[str, torch.Tensor]:
     tensors = {}
     generator = torch.Generator().manual_seed(0)
+    # Given moments hold sums of squares: of negative ones all results would be NaN, and agree.
+    given = {n for n, o in kernel.operands.items() if isinstance(o.values[0].source, ExtraOf)}
     for name, spec in kernel.specs.items():
         if spec.dtype.is_floating_point:
             value = torch.randn(spec.shape, generator=generator).to(spec.dtype)
+            value = value.abs() if name in given else value
         else:
             value = torch.randint(0, 2, spec.shape, generator=generator).to(spec.dtype)
         tensors[name] = value.cuda()
@@ -132,17 +134,17 @@ def _times(
     times: dict[int, float] = {}
     for index, kernel in enumerate(kernels):
         tensors = {name: shared[name] for name in kernel.operands}
-        for name, spec in {"out": kernel.out, **kernel.scratch}.items():
+        for name, spec in kernel.made.items():
             tensors[name] = torch.empty(spec.shape, dtype=spec.dtype, device=shared["out"].device)
 
         def go(kernel: Kernel = kernel, tensors: dict[str, torch.Tensor] = tensors) -> None:
             execute(kernel, tensors)
 
         go()
-        result = tensors["out"].float()
+        results = [tensors[name].float() for name in ("out", *kernel.extras)]
         if expected is None:
-            expected = result
-        elif not agree(result, expected):
+            expected = results
+        elif not all(map(agree, results, expected)):
             continue
         measure = clock or (lambda fn: elapsed(fn, interpreted=False))
         times[index] = statistics.median(measure(go) for _ in range(5))

@@ -61,17 +61,85 @@ def map_moments(
 
 
 @triton.jit
-def map_affine(
+def sums_of(
+    moments, c, inside, pixels, per_chunk, chunks, channels, BCHUNK: tl.constexpr, BC: tl.constexpr
+):
+    """Sums of channels over an image, and whether one is NaN or infinite."""
+    image = tl.program_id(1)
+    total = tl.zeros((BC,), tl.float32)
+    spoiled = tl.zeros((BC,), tl.float32)
+    for first in range(0, chunks, BCHUNK):
+        chunk = first + tl.arange(0, BCHUNK)
+        mask = (chunk < chunks)[:, None] & inside[None, :]
+        at = (image * chunks + chunk)[:, None] * channels + c[None, :]
+        means = tl.load(moments + at, mask=mask, other=0.0)
+        count = tl.minimum(pixels - chunk * per_chunk, per_chunk) * 1.0
+        total += tl.sum(means * count[:, None], 0)
+        spoiled += tl.sum(means * 0.0, 0)
+    return total, spoiled
+
+
+@triton.jit
+def spread_of(
     moments,
+    mean,
+    c,
+    inside,
+    pixels,
+    per_chunk,
+    chunks,
+    channels,
+    BCHUNK: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Sums of squared distances from ``mean``, of channels over an image."""
+    image = tl.program_id(1)
+    spread = tl.zeros((BC,), tl.float32)
+    plane = tl.num_programs(1) * chunks * channels
+    for first in range(0, chunks, BCHUNK):
+        chunk = first + tl.arange(0, BCHUNK)
+        mask = (chunk < chunks)[:, None] & inside[None, :]
+        at = (image * chunks + chunk)[:, None] * channels + c[None, :]
+        count = tl.minimum(pixels - chunk * per_chunk, per_chunk) * 1.0
+        gap = tl.where(mask, tl.load(moments + at, mask=mask, other=0.0) - mean, 0.0)
+        squares = tl.load(moments + plane + at, mask=mask, other=0.0)
+        spread += tl.sum(squares + gap * gap * count[:, None], 0)
+    return spread
+
+
+@triton.jit
+def reach_of(moments, c, inside, chunks, channels, BCHUNK: tl.constexpr, BC: tl.constexpr):
+    """Least and greatest value of channels over an image; infinities where there is none."""
+    image = tl.program_id(1)
+    low = tl.full((BC,), float("inf"), tl.float32)
+    high = tl.full((BC,), float("-inf"), tl.float32)
+    plane = tl.num_programs(1) * chunks * channels
+    for first in range(0, chunks, BCHUNK):
+        chunk = first + tl.arange(0, BCHUNK)
+        mask = (chunk < chunks)[:, None] & inside[None, :]
+        at = 2 * plane + (image * chunks + chunk)[:, None] * channels + c[None, :]
+        low = tl.minimum(low, tl.min(tl.load(moments + at, mask=mask, other=float("inf")), 0))
+        most = tl.load(moments + plane + at, mask=mask, other=float("-inf"))
+        high = tl.maximum(high, tl.max(most, 0))
+    return low, high
+
+
+@triton.jit
+def map_affine(
+    moments0,
+    moments1,
     weight,
     bias,
     gain,
     offset,
     extremes,
     pixels,
-    per_chunk,
-    chunks,
-    channels,
+    per_chunk0,
+    per_chunk1,
+    chunks0,
+    chunks1,
+    channels0,
+    channels1,
     in_group,
     eps,
     NORM: tl.constexpr,
@@ -80,28 +148,41 @@ def map_affine(
 ):
     """A group's norm as one multiplication and addition a channel, and the extremes it gives.
 
-    Writes ``gain`` and ``offset`` ``[images, channels]`` with ``NORM``, and ``extremes``
-    ``[2, images, groups]`` if it is not None. The grid is ``(groups, images)``.
+    ``moments0`` and ``moments1`` ``[4, images, chunks, channels]`` are of maps that are
+    concatenated along their channels; a channel's chunks may differ between them. Writes ``gain``
+    and ``offset`` ``[images, channels]`` with ``NORM``, and ``extremes`` ``[2, images, groups]`` if
+    it is not None. The grid is ``(groups, images)``.
     """
     group = tl.program_id(0)
     image = tl.program_id(1)
-    chunk = tl.arange(0, BCHUNK)
+    channels = channels0 + channels1
     c = group * in_group + tl.arange(0, BC)
     inside = (tl.arange(0, BC) < in_group) & (c < channels)
-    mask = (chunk < chunks)[:, None] & inside[None, :]
-    plane = tl.num_programs(1) * chunks * channels
-    at = (image * chunks + chunk)[:, None] * channels + c[None, :]
-    means = tl.load(moments + at, mask=mask, other=0.0)
+    inside0 = inside & (c < channels0)
+    inside1 = inside & (c >= channels0)
+    c1 = c - channels0
+    sums, spoiled = sums_of(
+        moments0, c, inside0, pixels, per_chunk0, chunks0, channels0, BCHUNK, BC
+    )
+    if moments1 is not None:
+        more, worse = sums_of(
+            moments1, c1, inside1, pixels, per_chunk1, chunks1, channels1, BCHUNK, BC
+        )
+        sums += more
+        spoiled += worse
     a = tl.full((BC,), 1.0, tl.float32)
     b = tl.zeros((BC,), tl.float32)
     if NORM:
-        count = tl.minimum(pixels - chunk * per_chunk, per_chunk) * 1.0
-        squares = tl.load(moments + plane + at, mask=mask, other=0.0)
         total = pixels * in_group * 1.0
-        mean = tl.sum(tl.sum(means * count[:, None], 0), 0) / total
-        gap = tl.where(mask, means - mean, 0.0)
-        spread = tl.sum(tl.sum(squares + gap * gap * count[:, None], 0), 0)
-        deviation = 1.0 / tl.sqrt_rn(spread / total + eps)
+        mean = tl.sum(sums, 0) / total
+        spread = spread_of(
+            moments0, mean, c, inside0, pixels, per_chunk0, chunks0, channels0, BCHUNK, BC
+        )
+        if moments1 is not None:
+            spread += spread_of(
+                moments1, mean, c1, inside1, pixels, per_chunk1, chunks1, channels1, BCHUNK, BC
+            )
+        deviation = 1.0 / tl.sqrt_rn(tl.sum(spread, 0) / total + eps)
         a = a * deviation
         if weight is not None:
             a = a * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
@@ -111,15 +192,18 @@ def map_affine(
         tl.store(gain + image * channels + c, a, mask=inside)
         tl.store(offset + image * channels + c, b, mask=inside)
     if extremes is not None:
-        low = tl.load(moments + 2 * plane + at, mask=mask, other=float("inf"))
-        high = tl.load(moments + 3 * plane + at, mask=mask, other=float("-inf"))
-        first = tl.min(low, 0) * a + b
-        second = tl.max(high, 0) * a + b
+        low, high = reach_of(moments0, c, inside0, chunks0, channels0, BCHUNK, BC)
+        if moments1 is not None:
+            low1, high1 = reach_of(moments1, c1, inside1, chunks1, channels1, BCHUNK, BC)
+            low = tl.where(inside1, low1, low)
+            high = tl.where(inside1, high1, high)
+        first = low * a + b
+        second = high * a + b
         least = tl.min(tl.where(inside, tl.minimum(first, second), float("inf")), 0)
         most = tl.max(tl.where(inside, tl.maximum(first, second), float("-inf")), 0)
         # A minimum may pass over a NaN; a mean does not. Infinities become NaN in it or stay.
-        sums = tl.sum(tl.sum(tl.where(mask, means, 0.0) * 0.0, 0), 0)
-        spoiled = (sums != sums) | (least != least) | (most != most)
+        spoiled = tl.sum(spoiled, 0)
+        spoiled = (spoiled != spoiled) | (least != least) | (most != most)
         least = tl.where(spoiled, float("nan"), least)
         most = tl.where(spoiled, float("nan"), most)
         at = image * tl.num_programs(0) + group

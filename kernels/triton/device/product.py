@@ -139,6 +139,7 @@ def epilogue(
     bias,
     shift,
     residual,
+    moments,
     m0,
     n0,
     M,
@@ -149,7 +150,11 @@ def epilogue(
     GATED: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """Scale, add the bias, activate or gate, add shift and residual, store one block."""
+    """Scale, add the bias, activate or gate, add shift and residual, store one block.
+
+    With ``moments`` ``[4, M / BM, N]``, of which no block lies past an end, it gathers what
+    :func:`~.maps.map_moments` would of what is stored.
+    """
     rows = m0 + tl.arange(0, BM)
     columns = n0 + tl.arange(0, BN)
     if row_zero is not None:
@@ -179,7 +184,19 @@ def epilogue(
     at = rows[:, None] * N + columns[None, :]
     if residual is not None:
         y = y + tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+    y = y.to(out.dtype.element_ty)
+    tl.store(out + at, y, mask=mask)
+    if moments is not None:
+        value = y.to(tl.float32)
+        mean = tl.sum(value, 0) / BM
+        away = value - mean[None, :]
+        inside = columns < N
+        plane = M // BM * N
+        at_column = m0 // BM * N + columns
+        tl.store(moments + at_column, mean, mask=inside)
+        tl.store(moments + plane + at_column, tl.sum(away * away, 0), mask=inside)
+        tl.store(moments + 2 * plane + at_column, tl.min(value, 0), mask=inside)
+        tl.store(moments + 3 * plane + at_column, tl.max(value, 0), mask=inside)
 
 
 #: Numbers that no address is a multiple of: one code serves all their values.
@@ -204,6 +221,7 @@ def product(
     bias,
     shift,
     residual,
+    moments,
     out,
     partial,
     M,
@@ -297,7 +315,7 @@ def product(
     else:
         epilogue(
             acc, out, row_scale, row_zero, channel_scale, column_sum, bias, shift, residual,
-            block_m * BM, block_n * BN, M, N, pixels, BM, BN, GATED, ACTIVATION,
+            moments, block_m * BM, block_n * BN, M, N, pixels, BM, BN, GATED, ACTIVATION,
         )  # fmt: skip
 
 
@@ -311,6 +329,7 @@ def finish(
     bias,
     shift,
     residual,
+    moments,
     out,
     M,
     N,
@@ -332,8 +351,8 @@ def finish(
     for split in range(1, SPLIT):
         acc += tl.load(partial + split * M * N + at, mask=mask, other=0)
     epilogue(
-        acc, out, row_scale, row_zero, channel_scale, column_sum, bias, shift, residual, m0, n0, M,
-        N, pixels, BM, BN, GATED, ACTIVATION,
+        acc, out, row_scale, row_zero, channel_scale, column_sum, bias, shift, residual, moments,
+        m0, n0, M, N, pixels, BM, BN, GATED, ACTIVATION,
     )  # fmt: skip
 
 
