@@ -10,6 +10,7 @@ import tempfile
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install zoomc[gpu]")
 
@@ -17,7 +18,15 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from zoomc.kernels.triton.gpu import GPUS, Gpu
-from zoomc.kernels.triton.kernel import Kernel, candidates, weight_only
+from zoomc.kernels.triton.kernel import (
+    Kernel,
+    TensorSpec,
+    Value,
+    candidates,
+    gathering,
+    given,
+    weight_only,
+)
 from zoomc.kernels.triton.run import compile_for, symbol
 from zoomc.targets.triton.plan import KEPT
 
@@ -74,12 +83,23 @@ def check(gpu: Gpu, kernel: Kernel, seen: set[str]) -> None:
             assert "prmt.b32" in compiled.asm["ptx"], what
 
 
+def moments(blocks: int, channels: int) -> Value:
+    """Moments that another kernel gathered."""
+    return Value(TensorSpec((4, blocks, channels), torch.float32))
+
+
 def few() -> list[tuple[str, Any]]:
-    """Calls that between them take every route through the kernels."""
+    """Calls that between them take every route through the kernels.
+
+    Of the convolutions' inputs one is measured as it is read, and their results are as written.
+    """
+    plain = {"norm_groups": 32, "pre_activation": "silu", "residual": True}
+    one = given(conv(64, (320,), 320, **plain), [moments(64, 320)])
     first = {"norm_groups": 32, "pre_activation": "silu", "shift": True}
+    two = conv(16, (1280, 640), 1280, bits=4, **first)
     return [
-        ("convolution", conv(64, (320,), 320, **first)),
-        ("coded convolution", conv(16, (1280, 640), 1280, bits=4, **first)),
+        ("convolution", gathering(one, 4096)),
+        ("coded convolution", gathering(given(two, [moments(8, 1280), None]), 256)),
         ("int8 linear", linear(2048, 2560, 640, bits=8, residual=True)),
         ("coded geglu", linear(512, 1280, 10240, bits=4, norm=True, activation="geglu")),
         ("linear of floats and codes", linear(512, 1280, 1280, bits=4, weight_only=True)),
@@ -96,6 +116,7 @@ def test_the_best_of_each_route(gpu, name, call):
         routes.setdefault((kernel.notes.get("route"), kernel.notes.get("weights")), kernel)
     for kernel in routes.values():
         check(GPUS[gpu], kernel, seen)
+        assert kernel.extras or not call.args.get("gather")
     assert seen
 
 

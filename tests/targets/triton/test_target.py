@@ -18,6 +18,7 @@ from zoomc.kernels.triton.device.decode import LOOKUP
 from zoomc.kernels.triton.gpu import GPUS
 from zoomc.kernels.triton.kernel import candidates
 from zoomc.kernels.triton.run import bind, compile_for
+from zoomc.targets.triton import moments
 from zoomc.targets.triton.build import compile_kernels
 from zoomc.targets.triton.leftovers import Leftovers
 from zoomc.targets.triton.plan import Plan, make_plan, schedule
@@ -66,6 +67,24 @@ def test_leftovers_form_as_few_groups_as_they_can():
     assert len(plan.kernels) == 2 and len(groups) == 3
     nodes = [n for s in steps for n in (s.nodes if isinstance(s, Leftovers) else [s.node])]
     assert len(nodes) == len(set(nodes))
+
+
+def test_no_map_of_a_unet_is_read_for_its_statistics(monkeypatch):
+    """Whoever writes one gathers them: of 21 norms, four over two maps."""
+    pytest.importorskip("diffusers")
+    from ...models import sd2_unet
+
+    model, args = sd2_unet(2)
+    program = capture(model, list(args), {})
+    passes.run(program.graph)
+    plan = make_plan(program.graph, GPUS["sm_90"])
+    launched = [x.function.__name__ for k in plan.kernels.values() for x in k[0].launches]
+    assert launched.count("map_affine") == 21 and "map_moments" not in launched
+    assert sum(len(plan.extras_read(node)) for node in plan.kernels) == 25
+    monkeypatch.setattr(moments, "gather_moments", lambda plan, gpu: None)
+    alone = make_plan(program.graph, GPUS["sm_90"])
+    moved = [sum(k[0].activation_nbytes for k in p.kernels.values()) for p in (plan, alone)]
+    assert moved[0] < moved[1]
 
 
 def test_a_group_computes_what_its_nodes_do():
