@@ -8,9 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from ..tiling import layer as tiling
-from ..tiling.attention import measure_attention
-from ..tiling.memory import Memory, Words
-from ..tiling.schedule import Counts
+from ..tiling.memory import Words
 from ..triton.device import attention as device
 from ..triton.gpu import Gpu
 from ..triton.kernel import (
@@ -25,7 +23,9 @@ from ..triton.kernel import (
 )
 from ..triton.maps import power
 from ..triton.product import FLOATS
-from ..triton.tiles import LAUNCH, Roof, Traffic, slowest
+from ..triton.tiles import Roof, Traffic
+from .triton_int8 import integer_attention
+from .triton_traffic import expected, traffic
 
 #: The widest head a program holds.
 WIDEST = 512
@@ -33,14 +33,12 @@ WIDEST = 512
 
 @lowers("zoomc::attention")
 def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
-    """One launch, the choice of block sizes.
+    """The choice of block sizes; one launch, or in int8 what :mod:`.triton_int8` says.
 
     Raises:
-        Unsupported: dtypes other than fp32, fp16, bf16, or mixed; heads wider than 512; another
-            arithmetic; a mask that does not broadcast to the scores; an empty tensor.
+        Unsupported: dtypes other than fp32, fp16, bf16, or mixed; heads wider than 512, in int8
+            256; a mask that does not broadcast to the scores; an empty tensor.
     """
-    if call["arithmetic"] != "keep":
-        raise Unsupported(f"attention in {call['arithmetic']}")
     names = ("q", "k", "v")
     specs: list[TensorSpec] = [call[n].spec for n in names]
     q, k, _ = specs
@@ -48,6 +46,9 @@ def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         raise Unsupported(f"attention of {', '.join(str(s.dtype) for s in specs)}")
     if 0 in (*q.shape, *k.shape):
         raise Unsupported("a tensor without elements")
+    if call["arithmetic"] == "int8":
+        yield from integer_attention(call, gpu)
+        return
     heads, dim = call["heads"], call["head_dim"]
     if dim > WIDEST:
         raise Unsupported(f"heads of {dim}; the widest are {WIDEST}")
@@ -57,7 +58,9 @@ def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
     operands = {n: Operand((call[n],)) for n in names}
     if call["mask"] is not None:
         operands["mask"] = Operand((call["mask"],))
-    for bm, bn, warps, stages in blocks(gpu, power(max(dim, 16)), q.dtype, queries):
+    rounded = call["arithmetic"] == "bf16" and q.dtype is not torch.bfloat16
+    factor = torch.bfloat16 if rounded else q.dtype
+    for bm, bn, warps, stages in blocks(gpu, power(max(dim, 16)), q.dtype, factor, queries):
         arguments = {
             **{n: Slot(n) for n in names},
             "mask": Slot("mask") if "mask" in operands else None,
@@ -76,15 +79,17 @@ def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
             "CAUSAL": call["causal"],
             "BOOLEAN": call["mask"] is not None and call["mask"].spec.dtype is torch.bool,
             "EVEN": keys % bn == 0,
-            "PRECISION": _precision(q.dtype, gpu),
+            "ROUND": rounded,
+            "PRECISION": _precision(factor, gpu),
             "BM": bm,
             "BN": bn,
         }
         grid = (math.ceil(queries / bm), batch * heads, 1)
         flops = 4 * batch * heads * dim * queries * keys
         layer = tiling.Attention("", batch * heads, queries, keys, dim)
-        moved = traffic(layer, q.dtype, gpu, bm, bn)
-        found = _roof(gpu, q.dtype, grid, dim, keys, bm, bn, moved)
+        bits = 8 * q.dtype.itemsize
+        moved = traffic(layer, Words(bits, bits, bits, 1), gpu, bm, bn)
+        found = _roof(gpu, q.dtype, factor, grid, dim, keys, bm, bn, moved)
         yield Kernel(
             "attention",
             operands,
@@ -93,6 +98,7 @@ def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
             flops=flops,
             seconds=found.seconds,
             notes={
+                **({"arithmetic": "bf16"} if rounded else {}),
                 "tile": f"{bm}x{bn}",
                 "warps": warps,
                 "stages": stages,
@@ -124,10 +130,13 @@ def _mask_strides(call: Call, scores: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def blocks(
-    gpu: Gpu, width: int, dtype: torch.dtype, queries: int
+    gpu: Gpu, width: int, dtype: torch.dtype, factor: torch.dtype, queries: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Queries and keys of a block, warps and stages that registers and shared memory allow."""
-    size = dtype.itemsize
+    """Queries and keys of a block, warps and stages that registers and shared memory allow.
+
+    ``factor`` is what ``dtype`` is rounded to before it is multiplied.
+    """
+    size, found = factor.itemsize, False
     for bm in (64, 128):
         for bn in (32, 64, 128):
             if (bm > 64 and queries <= 64) or (bn > 64 and width > 128):
@@ -140,41 +149,26 @@ def blocks(
             registers = (bm * width + bm * bn * (2 if size < 4 else 4)) / threads
             if size == 4:
                 registers += bm * width / threads
-            for stages in (3, 2, 1):
-                shared = (bm + 2 * bn * stages) * width * size
+            # What is rounded first lies in shared memory twice.
+            held = bm if factor is dtype else bm + 2 * bn
+            # With one stage, what is to be rounded would wait in registers, too.
+            for stages in (3, 2, 1) if factor is dtype else (3, 2):
+                shared = (held * size + 2 * bn * stages * dtype.itemsize) * width
                 if shared <= gpu.shared - 4096:
                     break
             else:
                 continue
             if registers <= 192:
                 yield bm, bn, warps, stages
-    if width >= 256:
+                found = True
+    if width >= 256 or not found:
         yield 64, 16 if size == 4 else 32, 8, 1
-
-
-def traffic(layer: tiling.Attention, dtype: torch.dtype, gpu: Gpu, bm: int, bn: int) -> Traffic:
-    """Bytes moved in blocks of that size, by the planner's count; a mask is left out.
-
-    Every program reads all keys and values of its head through L2; memory sees them once where a
-    head's fit half of it, and otherwise once for the programs that run together.
-    """
-    bits = 8 * dtype.itemsize
-    words = Words(bits, bits, bits, 1)
-
-    def count(tq: int, tk: int) -> Counts:
-        return measure_attention(layer, Memory(1, words), "queries", (tq, tk))
-
-    # A program starts with nothing in shared memory even where one block holds every key.
-    l2 = count(bm, min(bn, -(-layer.keys // 2))).total // 8
-    together = min(layer.queries, bm * gpu.processors)
-    whole = count(together, layer.keys)
-    fits = sum(whole.footprint[:2]) <= gpu.l2 // 2 * 8
-    return Traffic(l2, (whole if fits else count(together, bn)).total // 8)
 
 
 def _roof(
     gpu: Gpu,
     dtype: torch.dtype,
+    factor: torch.dtype,
     grid: tuple[int, ...],
     dim: int,
     keys: int,
@@ -184,12 +178,8 @@ def _roof(
 ) -> Roof:
     """Arithmetic on tensor cores, beside the exponentials' on special units; or what is moved."""
     width = power(max(dim, 16))
-    steps = math.ceil(keys / bn)
-    macs = 2 * bm * bn * width / gpu.macs[dtype.itemsize]
-    exponentials = bm * bn / 16 + 6 * bm * bn / 128
+    macs = 2 * bm * bn * width / gpu.macs[factor.itemsize]
     loads = 2 * 2 * bn * width * dtype.itemsize / 128
-    cycles = 2000 + steps * (max(macs, loads) + exponentials / 2 + 60)
-    programs = grid[0] * grid[1]
-    rounds = math.ceil(programs / (2 * gpu.processors))
-    busy = min(1.0, programs / gpu.processors)
-    return slowest(2 * rounds * cycles / gpu.clock, moved, gpu, busy, LAUNCH)
+    exponentials = bm * bn / 16 + 6 * bm * bn / 128
+    programs, steps = grid[0] * grid[1], math.ceil(keys / bn)
+    return expected(gpu, programs, steps, max(macs, loads), exponentials, moved)

@@ -32,6 +32,7 @@ def attention(
     CAUSAL: tl.constexpr,
     BOOLEAN: tl.constexpr,
     EVEN: tl.constexpr,
+    ROUND: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -39,8 +40,8 @@ def attention(
     """``softmax(scale · q kᵀ + mask) v`` of one block of queries of one head.
 
     Rows of ``q``, ``k`` and ``v`` are ``*_pitch`` elements apart, their heads ``HEAD`` wide from
-    ``*_at`` on; ``WIDTH`` is ``HEAD`` rounded up to a power of two. The grid is ``(blocks of
-    queries, batch · heads)``.
+    ``*_at`` on; ``WIDTH`` is ``HEAD`` rounded up to a power of two. With ``ROUND`` they are
+    multiplied in bf16. The grid is ``(blocks of queries, batch · heads)``.
     """
     batch = tl.program_id(1) // heads
     head = tl.program_id(1) % heads
@@ -52,6 +53,8 @@ def attention(
         a = tl.load(q + q_rows[:, None] + d[None, :])
     else:
         a = tl.load(q + q_rows[:, None] + d[None, :], mask=(d < HEAD)[None, :], other=0.0)
+    if ROUND:
+        a = a.to(tl.bfloat16)
     top = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, WIDTH), tl.float32)
@@ -72,6 +75,9 @@ def attention(
         else:
             b = tl.load(k + k_rows[:, None] + d[None, :], mask=(d < HEAD)[None, :], other=0.0)
             c = tl.load(v + v_rows[:, None] + d[None, :], mask=(d < HEAD)[None, :], other=0.0)
+        if ROUND:
+            b = b.to(tl.bfloat16)
+            c = c.to(tl.bfloat16)
         # Exponents are powers of two, whose instruction is a multiplication cheaper: the factor
         # goes into the scale, unless a mask may hold numbers it would push past the lowest.
         s = tl.dot(a, b.T, input_precision=PRECISION)
@@ -101,7 +107,7 @@ def attention(
         shrink = tl.exp2(shrink)
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
-        acc = tl.dot(p.to(v.dtype.element_ty), c, acc, input_precision=PRECISION)
+        acc = tl.dot(p.to(c.dtype), c, acc, input_precision=PRECISION)
         top = new
     # Zero where every key is masked, as torch has it; a NaN is no zero.
     y = acc / tl.where(total == 0.0, 1.0, total)[:, None]

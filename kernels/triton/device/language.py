@@ -48,6 +48,25 @@ def to_int8(x, inverse, zero):
 
 
 @triton.jit
+def magnitude(x):
+    """``|x|``, infinite where NaN: the scale of such values is infinite and their codes are 0.
+
+    Their product is NaN, as it must be; a maximum alone may pass over a NaN.
+    """
+    return tl.where(x == x, tl.abs(x), float("inf"))
+
+
+@triton.jit
+def biased(x):
+    """``x + 1.5 · 2^23`` as fp32 of int32 values up to 2^22, exactly.
+
+    Their sum with that number's bits is the result's: an addition, where the instruction that
+    converts is several times slower.
+    """
+    return (x + 0x4B400000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def extent(low, high, NAME: tl.constexpr, DIP: tl.constexpr, DEPTH: tl.constexpr):
     """The least and largest value an activation takes from ``low`` to ``high`` and at 0.
 

@@ -57,10 +57,18 @@ def linear(rows: int, k: int, n: int, bits: int = 16, **kwargs: Any) -> Call:
     return bind("zoomc::linear", tensor(rows, k), w, tensor(n), **kwargs, **extra)
 
 
-def attention(queries: int, keys: int, heads: int, dim: int = 64) -> Call:
+def attention(
+    queries: int,
+    keys: int,
+    heads: int,
+    dim: int = 64,
+    arithmetic: str = "keep",
+    dtype: torch.dtype = torch.float16,
+) -> Call:
     size = heads * dim
-    qkv = tensor(2, queries, size), tensor(2, keys, size), tensor(2, keys, size)
-    return bind("zoomc::attention", *qkv, heads=heads, head_dim=dim, scale=dim**-0.5)
+    qkv = [tensor(2, rows, size, dtype=dtype) for rows in (queries, keys, keys)]
+    kwargs = {"heads": heads, "head_dim": dim, "scale": dim**-0.5, "arithmetic": arithmetic}
+    return bind("zoomc::attention", *qkv, **kwargs)
 
 
 def unet(bits: int = 16) -> dict[str, Call]:
@@ -92,8 +100,9 @@ def unet(bits: int = 16) -> dict[str, Call]:
         calls[f"geglu {rows}"] = linear(rows, c, 8 * c, bits=bits, norm=True, activation="geglu")
         calls[f"ff2 {rows}"] = linear(rows, 4 * c, c, bits=bits, residual=True)
         calls[f"kv {c}"] = linear(154, 1024, 2 * c, bits=bits)
-    if bits == 16:
+    if bits in (8, 16):
+        own = {"arithmetic": "int8" if bits == 8 else "keep"}
         for queries, heads in ((4096, 5), (1024, 10), (256, 20), (64, 20)):
-            calls[f"self {queries}"] = attention(queries, queries, heads)
-            calls[f"cross {queries}"] = attention(queries, 77, heads)
+            calls[f"self {queries}"] = attention(queries, queries, heads, **own)
+            calls[f"cross {queries}"] = attention(queries, 77, heads, **own)
     return calls

@@ -42,6 +42,8 @@ MULTIPLIES = {
     ("sm_100", "int8"): r"tcgen05\.mma\S*kind::i8",
     ("gfx942", "fp16"): r"v_mfma_f32_\w*f16",
     ("gfx942", "int8"): r"v_mfma_i32_\w*i8",
+    ("sm_80", "bf16"): r"mma\.sync\S*\.f32\.bf16\.bf16\.f32",
+    ("sm_90", "bf16"): r"wgmma\.mma_async\S*\.f32\.bf16\.bf16",
 }
 
 
@@ -63,6 +65,12 @@ def spilled(gpu: Gpu, compiled: Any) -> int:
     return sum(map(int, counts))
 
 
+def operands(ttgir: str) -> list[str]:
+    """The type of the left operand of each product, wherever it lies."""
+    products = re.findall(r"(?:tt\.dot|warp_group_dot|tc_gen5_mma) %.*? : \S*<([^,]*),", ttgir)
+    return [shape.rpartition("x")[2] for shape in products]
+
+
 def check(gpu: Gpu, kernel: Kernel, seen: set[str]) -> None:
     """Compile what was not yet compiled and read it."""
     for launch in kernel.launches:
@@ -75,10 +83,15 @@ def check(gpu: Gpu, kernel: Kernel, seen: set[str]) -> None:
         assert compiled.metadata.shared <= gpu.shared, what
         assert spilled(gpu, compiled) == 0, what
         function = launch.function.fn.__name__
+        text = compiled.asm["ptx" if gpu.kind == "cuda" else "amdgcn"]
         if function in ("product", "attention"):
-            operand = "int8" if launch.arguments.get("INTEGER") else "fp16"
-            text = compiled.asm["ptx" if gpu.kind == "cuda" else "amdgcn"]
-            assert re.search(MULTIPLIES[gpu.name, operand], text), what
+            kind = "int8" if launch.arguments.get("INTEGER") else "fp16"
+            kind = "bf16" if launch.arguments.get("ROUND") else kind
+            assert re.search(MULTIPLIES[gpu.name, kind], text), what
+        if function == "integer_attention":
+            assert sorted(operands(compiled.asm["ttgir"])) == ["i8", "i8"], what
+            assert re.search(MULTIPLIES[gpu.name, "int8"], text), what
+            assert not re.search(MULTIPLIES[gpu.name, "fp16"], text), what
         if launch.arguments.get("PERMUTE") and launch.arguments.get("CODES", True):
             assert "prmt.b32" in compiled.asm["ptx"], what
 
@@ -104,6 +117,7 @@ def few() -> list[tuple[str, Any]]:
         ("coded geglu", linear(512, 1280, 10240, bits=4, norm=True, activation="geglu")),
         ("linear of floats and codes", linear(512, 1280, 1280, bits=4, weight_only=True)),
         ("attention", attention(4096, 77, 5)),
+        ("int8 attention", attention(4096, 4096, 5, arithmetic="int8")),
     ]
 
 
@@ -150,3 +164,15 @@ def test_every_tile_on_the_unet(gpu, bits):
 @pytest.mark.parametrize("dim", [32, 40, 80, 128, 160])
 def test_attention_of_other_heads(dim):
     check(GPUS["sm_90"], candidates(attention(1024, 1024, 8, dim), GPUS["sm_90"])[0], set())
+
+
+@pytest.mark.parametrize(("gpu", "dim"), [("sm_80", 160), ("sm_90", 40), ("sm_90", 160)])
+def test_integer_attention_of_other_heads(gpu, dim):
+    call = attention(1024, 77, 8, dim, "int8")
+    check(GPUS[gpu], candidates(call, GPUS[gpu])[0], set())
+
+
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])
+def test_fp32_rounded_to_bf16(gpu):
+    call = attention(1024, 1024, 8, arithmetic="bf16", dtype=torch.float32)
+    check(GPUS[gpu], candidates(call, GPUS[gpu])[0], set())

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install zoomc[gpu]")
 
-from zoomc.kernels.attention.triton import traffic as attention_traffic
+from zoomc.kernels.attention.triton_traffic import traffic as attention_traffic
 from zoomc.kernels.tiling.layer import Attention, conv, matmul
 from zoomc.kernels.tiling.memory import Words
 from zoomc.kernels.triton import traffic as module
@@ -19,7 +19,7 @@ from zoomc.kernels.triton.kernel import candidates
 from zoomc.kernels.triton.tiles import every_tile, roof, tiles, traffic
 from zoomc.kernels.triton.traffic import Problem, measured, program, sweep
 
-from .calls import unet
+from .calls import attention, unet
 
 
 def problem(m: int, n: int, k: int, bits: int = 16) -> Problem:
@@ -148,21 +148,28 @@ def test_less_traffic_wins_where_memory_is_the_limit():
     assert traffic(p, best, slow).l2 == least
 
 
+HALF = Words(16, 16, 16, 1)
+
+
 def test_attention_counts():
     layer, machine = Attention("", 10, 4096, 4096, 64), GPUS["sm_90"]
     operand = 10 * 4096 * 64 * 2
     for bm in (64, 128):
-        found = attention_traffic(layer, _half(), machine, bm, 64)
+        found = attention_traffic(layer, HALF, machine, bm, 64)
         assert found.l2 == operand * 2 + 2 * operand * (4096 // bm)
         assert found.dram == 4 * operand
     tiny = gpu(4, 1 << 16)
-    assert attention_traffic(layer, _half(), tiny, 64, 64).dram == operand * (2 + 2 * 4096 // 256)
+    assert attention_traffic(layer, HALF, tiny, 64, 64).dram == operand * (2 + 2 * 4096 // 256)
 
 
-def _half():
-    import torch
-
-    return torch.float16
+def test_integer_attention_counts_its_codes_too():
+    machine = GPUS["sm_90"]
+    operand = 2 * 5 * 4096 * 64
+    for kernel in candidates(attention(4096, 4096, 5, arithmetic="int8"), machine):
+        bm = kernel.launches[-1].arguments["BM"]
+        # Keys twice and values once in fp16, their codes written, and read by every program;
+        # queries and the result in fp16.
+        assert kernel.notes["l2_bytes"] == operand * (6 + 2 + 2 * 4096 // bm + 4)
 
 
 @pytest.mark.parametrize(("name", "bits"), [("sm_80", 16), ("sm_90", 4), ("gfx942", 8)])
