@@ -65,10 +65,10 @@ def spilled(gpu: Gpu, compiled: Any) -> int:
     return sum(map(int, counts))
 
 
-def operands(ttgir: str) -> list[str]:
-    """The type of the left operand of each product, wherever it lies."""
-    products = re.findall(r"(?:tt\.dot|warp_group_dot|tc_gen5_mma) %.*? : \S*<([^,]*),", ttgir)
-    return [shape.rpartition("x")[2] for shape in products]
+def operands(ttgir: str) -> list[tuple[str, str]]:
+    """Name and type of the left operand of each product, wherever it lies."""
+    pattern = r"(?:tt\.dot|warp_group_dot|tc_gen5_mma) %(\w+),.*? : \S*<(?:\d+x)+(\w+),"
+    return re.findall(pattern, ttgir)
 
 
 def check(gpu: Gpu, kernel: Kernel, seen: set[str]) -> None:
@@ -89,7 +89,9 @@ def check(gpu: Gpu, kernel: Kernel, seen: set[str]) -> None:
             kind = "bf16" if launch.arguments.get("ROUND") else kind
             assert re.search(MULTIPLIES[gpu.name, kind], text), what
         if function == "integer_attention":
-            assert sorted(operands(compiled.asm["ttgir"])) == ["i8", "i8"], what
+            lefts = operands(compiled.asm["ttgir"])
+            assert {kind for _, kind in lefts} == {"i8"}, what
+            assert {name.startswith("q8") for name, _ in lefts} == {True, False}, what
             assert re.search(MULTIPLIES[gpu.name, "int8"], text), what
             assert not re.search(MULTIPLIES[gpu.name, "fp16"], text), what
         if launch.arguments.get("PERMUTE") and launch.arguments.get("CODES", True):

@@ -117,6 +117,113 @@ def test_nan_stays_in_its_head(which):
             assert torch.equal(got, want)
 
 
+# --- products of bf16 and of int8 ------------------------------------------------------------
+
+
+def check_arithmetic(operands, tolerance, arithmetic="int8", **kwargs):
+    """Every candidate beside the reference of the same arithmetic."""
+    kwargs |= {"arithmetic": arithmetic}
+    want = OPERATORS[ATTENTION].reference(*operands, **kwargs)
+    results = []
+    for kernel in candidates(bind(ATTENTION, *operands, **kwargs), GPU):
+        got = evaluate(kernel)
+        error = (got.double() - want.double()).norm() / want.double().norm()
+        assert got.shape == want.shape and got.dtype is want.dtype
+        assert error <= tolerance, f"{dict(kernel.notes)}: {error:.2e}"
+        assert kernel.notes["arithmetic"] == arithmetic
+        results.append(got)
+    return results
+
+
+def test_fp32_in_bf16():
+    """Weights are truncated to bf16 here, and operands: these are as if they were rounded."""
+    operands = [
+        x.bfloat16().float() * (1 + 2**-10) for x in inputs(2, 2, 40, 77, 40, torch.float32)
+    ]
+    arguments = {"heads": 2, "head_dim": 40, "scale": 0.2}
+    mask = torch.randn(40, 77)
+    for got in check_arithmetic(operands, 6e-3, "bf16", mask=mask, **arguments):
+        kept = OPERATORS[ATTENTION].reference(*operands, mask=mask, **arguments)
+        assert not torch.equal(got, kept)
+
+
+#: Sums in another order, exponentials' last places. bf16 is truncated, not rounded, here.
+INT8 = {torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 6e-3}
+INT8_SHAPES = [(1, 1, 1, 1, 32), (2, 3, 5, 77, 40), (1, 2, 70, 33, 64), (1, 1, 65, 300, 80)]
+INT8_SHAPES += [(1, 1, 9, 257, 160), (1, 2, 7, 9, 5), (1, 1, 3, 2200, 24), (1, 1, 5, 130, 256)]
+
+
+@pytest.mark.parametrize("shape", INT8_SHAPES, ids=str)
+def test_int8_shapes(shape):
+    dtype = DTYPES[INT8_SHAPES.index(shape) % 3]
+    scale = (-1) ** shape[1] * -(shape[4] ** -0.5)
+    arguments = {"heads": shape[1], "head_dim": shape[4], "scale": scale}
+    check_arithmetic(inputs(*shape, dtype), INT8[dtype], **arguments)
+
+
+def test_int8_sums_are_the_references():
+    """Integers as values and scales of one: nothing is left to differ but the last division.
+
+    Keys come in pairs of opposite signs, whose mean is zero.
+    """
+    generator = torch.Generator().manual_seed(0)
+    q, half, v = (
+        torch.randint(-126, 127, (1, n, 2 * 48), generator=generator).float() for n in (70, 50, 100)
+    )
+    k = torch.cat([half, -half], 1)
+    for x in (q.unflatten(-1, (2, 48))[..., 5], v[:, :1], k[:, :1].unflatten(-1, (2, 48))[..., 3]):
+        x.fill_(127)
+    arguments = {"heads": 2, "head_dim": 48, "arithmetic": "int8"}
+    for scale in (1e-5, -1e-4):
+        want = OPERATORS[ATTENTION].reference(q, k, v, scale=scale, **arguments)
+        for kernel in candidates(bind(ATTENTION, q, k, v, scale=scale, **arguments), GPU):
+            assert torch.equal(evaluate(kernel), want)
+
+
+def test_int8_fused_projection():
+    """Columns of one wide row, with other columns that must not matter around them."""
+    size = 3 * 40
+    fused = torch.randn(2, 61, 3 * size + 11).half()
+    fused[..., 3 * size + 5 :] = math.nan
+    fused[..., :5] = math.nan
+    offsets = [5, 5 + size, 5 + 2 * size]
+    arguments = {"heads": 3, "head_dim": 40, "scale": 0.2, "offsets": offsets}
+    check_arithmetic([fused] * 3, INT8[torch.float16], **arguments)
+
+
+def test_int8_of_growing_scores_and_of_equal_ones():
+    """Every block of keys beats the last by far; and queries of zero, whose scale is the least."""
+    q, k, v = inputs(1, 1, 20, 300, 16, torch.float32)
+    arguments = {"heads": 1, "head_dim": 16, "scale": 1.0}
+    q[...], k[...] = 1.0, (torch.arange(300) / 16)[None, :, None]
+    for keys in (k, k.flip(1)):
+        check_arithmetic([q, keys, v], INT8[torch.float32], **arguments)
+    for got in check_arithmetic([q * 0, k, v], INT8[torch.float32], **arguments):
+        assert (got - v.mean(1)).norm() < 0.05 * v.mean(1).norm() * 20**0.5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_int8_nan_stays(which, value):
+    operands = inputs(1, 2, 40, 140, 16, torch.float16)
+    operands[which][0, 7, 3] = value
+    arguments = {"heads": 2, "head_dim": 16, "scale": 0.25, "arithmetic": "int8"}
+    want = OPERATORS[ATTENTION].reference(*operands, **arguments)
+    assert want.isnan().any() and not want.isnan().all()
+    for kernel in candidates(bind(ATTENTION, *operands, **arguments), GPU):
+        assert torch.equal(evaluate(kernel).isnan(), want.isnan())
+
+
+def test_int8_says_why_not():
+    q, k, v = inputs(1, 1, 4, 4, 264, torch.float16)
+    arguments = {"head_dim": 264, "heads": 1, "scale": 1.0, "arithmetic": "int8"}
+    with pytest.raises(Unsupported, match="264; the widest are 256"):
+        candidates(bind(ATTENTION, q, k, v, **arguments), GPU)
+    arguments |= {"head_dim": 8, "causal": True}
+    with pytest.raises(Unsupported, match="not causal"):
+        candidates(bind(ATTENTION, q, k, v, **arguments), GPU)
+
+
 def test_says_why_not():
     q, k, v = inputs(1, 1, 4, 4, 8, torch.float64)
     with pytest.raises(Unsupported, match="float64"):
