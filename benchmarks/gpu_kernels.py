@@ -122,7 +122,7 @@ def products(machine: Gpu, rates: dict[int, float]) -> list[dict[str, Any]]:
 
 
 def attentions(machine: Gpu) -> list[dict[str, Any]]:
-    """Attention beside torch's flash attention."""
+    """Attention in fp16 and in int8 products beside torch's flash attention in fp16."""
     import zoomc.kernels.attention.op  # noqa: F401
 
     rows = []
@@ -134,10 +134,12 @@ def attentions(machine: Gpu) -> list[dict[str, Any]]:
         with sdpa_kernel(backends):
             theirs = least(machine, lambda: attend(*split))  # noqa: B023
         shape = {"heads": heads, "head_dim": 64, "scale": 0.125}
-        ours = best_of(machine, "zoomc::attention", q, k, v, **shape)
         flops = 4 * 2 * heads * 64 * queries * keys
-        rows.append({"kernel": f"attention {heads}x{queries}x{keys}", "ours": ours,
-                     "flash": theirs, "tflops": 1e-12 * flops / ours})  # fmt: skip
+        for bits, arithmetic in ((16, "keep"), (8, "int8")):
+            ours = best_of(machine, "zoomc::attention", q, k, v, **shape, arithmetic=arithmetic)
+            rows.append({"kernel": f"attention {heads}x{queries}x{keys}", "bits": bits,
+                         "ours": ours, "flash": theirs,
+                         "tflops": 1e-12 * flops / ours})  # fmt: skip
     return rows
 
 
@@ -153,7 +155,7 @@ def run(machine: Gpu) -> dict[str, Any]:
               f"  {row['tflops']:7.1f} TFLOP/s, {row['of_matmul']:4.0%} of the card's own product"
               f"  torch fp16 {row['torch_fp16'] * 1e6:9.1f} µs", flush=True)  # fmt: skip
     for row in found["attention"]:
-        print(f"{row['kernel']:26}         {row['ours'] * 1e6:9.1f} µs"
+        print(f"{row['kernel']:26} {row['bits']:2} bits {row['ours'] * 1e6:9.1f} µs"
               f"  {row['tflops']:7.1f} TFLOP/s  flash {row['flash'] * 1e6:9.1f} µs",
               flush=True)  # fmt: skip
     return found

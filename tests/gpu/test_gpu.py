@@ -85,6 +85,30 @@ def test_attention(dtype, dim, keys):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dim", [32, 40, 64, 80, 128, 160])
+@pytest.mark.parametrize("keys", [77, 300, 1024])
+def test_integer_attention(dtype, dim, keys):
+    """Fused operations round some codes to the neighbour of the reference's."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 2 * dim).to(dtype) for n in (300, keys, keys))
+    arguments = {"heads": 2, "head_dim": dim, "scale": dim**-0.5, "arithmetic": "int8"}
+    expected = OPERATORS["zoomc::attention"].reference(q, k, v, **arguments).double()
+    for kernel, got in kernels("zoomc::attention", q, k, v, **arguments):
+        error = (got.double() - expected).norm() / expected.norm()
+        assert error <= 1.5e-3 + TOLERANCE[dtype], f"{dict(kernel.notes)}: {error:.2e}"
+
+
+def test_fp32_attention_in_bf16():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 128) for n in (300, 77, 77))
+    arguments = {"heads": 2, "head_dim": 64, "scale": 0.125, "arithmetic": "bf16"}
+    expected = OPERATORS["zoomc::attention"].reference(q, k, v, **arguments).double()
+    for kernel, got in kernels("zoomc::attention", q, k, v, **arguments):
+        error = (got.double() - expected).norm() / expected.norm()
+        assert error <= 3e-3, f"{dict(kernel.notes)}: {error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_norms(dtype):
     torch.manual_seed(0)
     x = torch.randn(2, 33, 31, 96).to(dtype)

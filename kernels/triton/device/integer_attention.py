@@ -153,14 +153,16 @@ def integer_attention(
             b = tl.load(k8 + k_at + block * (BN * PITCH), mask=(d < PITCH)[None, :], other=0)
             c = tl.load(v8 + v_at + block * BN, mask=(d < PITCH)[:, None], other=0)
         s = biased(tl.dot(q8, b.T))
-        seen = (block * BN + n < keys)[None, :]
+        # Biased sums are positive, so that 0 is below all. (AMD keeps conditions in few registers;
+        # as factors they are in the many.)
+        seen = tl.where(block * BN + n < keys, 1.0, 0.0)[None, :]
         if not EVEN:
-            s = tl.where(seen, s, 0.0)
+            s = s * seen
         peak = tl.max(s, 1)
         factor = back * tl.load(k_scale + plane * blocks + block)
         p = tl.exp2((s - peak[:, None]) * (factor * 1.4426950408889634)[:, None])
         if not EVEN:
-            p = tl.where(seen, p, 0.0)
+            p = p * seen
         at = (plane * blocks + block) * PITCH + d
         columns = tl.load(v_scale + at, mask=d < PITCH, other=0.0)
         more = tl.load(v_sum + at, mask=d < PITCH, other=0)

@@ -7,6 +7,7 @@ import itertools
 import random
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install zoomc[gpu]")
 
@@ -146,6 +147,16 @@ def test_less_traffic_wins_where_memory_is_the_limit():
     least = min(traffic(p, t, slow).l2 for t in every_tile(p, slow))
     assert roof(p, best, slow).limit in ("memory", "the L2 cache")
     assert traffic(p, best, slow).l2 == least
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_integers_are_expected_to_win_where_keys_are_many(name):
+    def seconds(length, arithmetic):
+        call = attention(length, length, 8, 128, arithmetic, torch.float32)
+        return candidates(call, GPUS[name])[0].seconds
+
+    assert seconds(4096, "int8") < 0.9 * seconds(4096, "bf16") < 0.9 * seconds(4096, "keep")
+    assert seconds(64, "int8") > seconds(64, "bf16")
 
 
 HALF = Words(16, 16, 16, 1)

@@ -106,6 +106,19 @@ def test_layers_that_gain_nothing_from_integers_read_floats():
     assert not any(layer.weight_only for layer in records[0].trace.passes[-1].layers)
 
 
+@pytest.mark.parametrize("asked", ["int8", "bf16"])
+def test_attention_that_multiplies_less_exactly(asked):
+    """Named in the report, and off by what its bits explain."""
+    model, args = Block(), inputs(1)
+    exact = model(*args)
+    actual, records = run(model, *args, attention=asked)
+    kernels = [k["notes"] for k in records[0].executable.report["kernels"]]
+    assert [k["arithmetic"] for k in kernels if "arithmetic" in k] == [asked]
+    assert f"        1  {asked}" in str(zoomc.Report(records)).splitlines()
+    error = (actual - exact).norm() / exact.norm()
+    assert 1e-6 < error < 2e-2
+
+
 def test_changed_inputs_shapes_and_weights():
     model = Block()
     with torch.no_grad(), collect() as records:
