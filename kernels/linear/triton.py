@@ -42,7 +42,7 @@ def linear(call: Call, gpu: Gpu) -> Iterator[Kernel]:
     depth = padded(k, coded)
     order = Order((k,), (depth,), 1, gated)
     transformed = call["norm"] or call["pre_activation"] != "none"
-    unaligned = k * x.dtype.itemsize % 16 != 0
+    unaligned = not _aligned(x)
     fits = depth <= LONGEST_ROW
     if (quantised or call["norm"]) and not fits:
         raise Unsupported(f"rows of {k} elements, which no program can hold")
@@ -55,8 +55,15 @@ def linear(call: Call, gpu: Gpu) -> Iterator[Kernel]:
     )
     if fits and (quantised or transformed or unaligned):
         yield from products(call, name, gpu, prepared(call, gpu, depth), order)
+        if call.args.get("peaks") is not None and not (transformed or unaligned):
+            yield from products(call, name, gpu, quantised_in_load(call), order)
     if not quantised and not (fits and unaligned):
         yield from products(call, name, gpu, loaded(call, gpu), order)
+
+
+def _aligned(x: TensorSpec) -> bool:
+    """Whether every row starts at a multiple of 16 bytes."""
+    return x.shape[-1] * x.dtype.itemsize % 16 == 0
 
 
 def blocks(count: int, k: int) -> tuple[int, int, int]:
@@ -83,6 +90,7 @@ def prepared(call: Call, gpu: Gpu, depth: int) -> Left:
     k = x.shape[-1]
     count = x.numel // k
     quantised = integer(call)
+    plain = not call["norm"] and call["pre_activation"] == "none" and _aligned(x)
     operands = {"x": Operand((call["x"],))}
     if call["norm"]:
         operands |= norm_operands(call, "norm_weight", "norm_bias")
@@ -120,9 +128,24 @@ def prepared(call: Call, gpu: Gpu, depth: int) -> Left:
         launches=(launch,),
         operands=operands,
         scratch=scratch,
+        scaled="x" if quantised and plain else "",
         passed=2 * scratch["a"].nbytes,
         seconds=pass_seconds(x.nbytes + scratch["a"].nbytes, gpu),
         route="prepared",
+    )
+
+
+def quantised_in_load(call: Call) -> Left:
+    """Rows as they are, quantised as the product loads them by what their producer gathered."""
+    x: TensorSpec = call["x"].spec
+    return Left(
+        ("x",),
+        (x.shape[-1],),
+        x.dtype,
+        x.numel // x.shape[-1],
+        norm="codes",
+        operands={"x": Operand((call["x"],)), "read_peaks": Operand((call["peaks"],))},
+        route="quantised in the load",
     )
 
 

@@ -81,6 +81,8 @@ class Kernel:
         extras: what it gathers besides, by slot name, of a call that :func:`gathering` made.
         measured: operands whose moments launches of its own gather, in the order in which
             :func:`given` takes them instead.
+        scaled: the operand whose rows' largest magnitudes a launch of its own finds, where
+            :func:`given_peaks` may give them; empty if none.
         passed: bytes of activations that its launches move besides: workspaces, and operands
             read again.
         flops: multiplies and adds.
@@ -95,6 +97,7 @@ class Kernel:
     scratch: Mapping[str, TensorSpec] = field(default_factory=dict)
     extras: Mapping[str, Extra] = field(default_factory=dict)
     measured: tuple[str, ...] = ()
+    scaled: str = ""
     passed: int = 0
     flops: int = 0
     seconds: float = 0.0
@@ -195,6 +198,28 @@ def given(call: Call, moments: Sequence[Value | None]) -> Call:
     return dataclasses.replace(call, args={**call.args, "moments": list(moments)})
 
 
+def gathering_peaks(call: Call) -> Call:
+    """The same call, asked to gather the largest magnitudes of its result's rows as it writes them.
+
+    Its kernels have ``peaks`` among their :attr:`Kernel.extras`: ``[rows, blocks]``, of so many
+    blocks of columns; NaN of a block that holds one.
+
+    Args:
+        call: a product.
+    """
+    return dataclasses.replace(call, args={**call.args, "gather_peaks": True})
+
+
+def given_peaks(call: Call, peaks: Value) -> Call:
+    """The same call, given the largest magnitudes of the rows it quantises, in blocks of columns.
+
+    Args:
+        call: one whose kernels have a :attr:`Kernel.scaled` operand.
+        peaks: ``[rows, blocks]``.
+    """
+    return dataclasses.replace(call, args={**call.args, "peaks": peaks})
+
+
 def weight_only(call: Call, gpu: Gpu) -> str | None:
     """Why a product of coded weights had better read its input as it is; None if it had not.
 
@@ -226,7 +251,9 @@ __all__ = [
     "Value",
     "candidates",
     "gathering",
+    "gathering_peaks",
     "given",
+    "given_peaks",
     "lowers",
     "weight_only",
 ]

@@ -31,14 +31,24 @@ def moments_of(result: torch.Tensor, blocks: int) -> torch.Tensor:
     return torch.stack([mean, squares, rows.amin(1), rows.amax(1)])
 
 
-def gathered(call: Call, chunk: int) -> dict[str, Extra]:
-    """What a kernel whose programs write ``chunk`` rows each gathers, if its call is asked to."""
+def peaks_of(result: torch.Tensor, wide: int) -> torch.Tensor:
+    """The largest magnitudes ``[rows, blocks]`` of rows in blocks of columns: the reference."""
+    rows = result.reshape(-1, result.shape[-1]).float().abs()
+    return torch.stack([block.amax(1) for block in rows.split(wide, 1)], 1)
+
+
+def gathered(call: Call, chunk: int, wide: int) -> dict[str, Extra]:
+    """What a kernel gathers whose programs write blocks of that size, if its call is asked to."""
     asked, channels = call.args.get("gather"), call.out.shape[-1]
-    if not asked or asked % chunk:
-        return {}
-    blocks = call.out.numel // channels // chunk
-    spec = TensorSpec((4, blocks, channels), torch.float32)
-    return {"moments": Extra(spec, lambda result: moments_of(result, blocks))}
+    rows, extras = call.out.numel // channels, {}
+    if asked and asked % chunk == 0:
+        blocks = rows // chunk
+        spec = TensorSpec((4, blocks, channels), torch.float32)
+        extras["moments"] = Extra(spec, lambda result: moments_of(result, blocks))
+    if call.args.get("gather_peaks"):
+        spec = TensorSpec((rows, -(-channels // wide)), torch.float32)
+        extras["peaks"] = Extra(spec, lambda result: peaks_of(result, wide))
+    return extras
 
 
 @dataclass(frozen=True)

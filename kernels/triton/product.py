@@ -57,12 +57,14 @@ class Left:
         rows: of the product.
         map: how they are read as rows; None if they are rows.
         norm: applied as they are loaded: ``""``, ``"rows"`` or ``"map"``, from slots
-            ``mean``, ``deviation``, ``gain`` and ``offset``.
+            ``mean``, ``deviation``, ``gain`` and ``offset``; or ``"codes"``, rows quantised by
+            their largest magnitudes, from slot ``read_peaks``.
         pre: activation applied as they are loaded.
         launches: what runs before.
         operands: what those launches and the loads need, by slot.
         scratch: workspace, by slot.
         measured: operands whose moments the launches gather.
+        scaled: an operand whose rows' largest magnitudes they find.
         passed: bytes that the launches move, but for one reading of operands, and that the
             product reads of what they wrote.
         seconds: what the launches are expected to take.
@@ -80,6 +82,7 @@ class Left:
     operands: dict[str, Operand] = field(default_factory=dict)
     scratch: dict[str, TensorSpec] = field(default_factory=dict)
     measured: tuple[str, ...] = ()
+    scaled: str = ""
     passed: int = 0
     seconds: float = 0.0
     route: str = "as it is"
@@ -149,10 +152,11 @@ def products(call: Call, name: str, gpu: Gpu, left: Left, order: Order) -> Itera
         _layer(left, columns, order, reads * 8 // words.input),
         words,
         steps=tuple(order.taps * depth for depth in order.depths),
-        a_bytes=left.dtype.itemsize,
+        a_bytes=1 if left.norm == "codes" else left.dtype.itemsize,
         block_k=math.gcd(_longest(weights.bits, gpu), *order.depths),
-        work={"": 0, "rows": 4, "map": 3}[left.norm] + (9 if left.pre != "none" else 0),
+        work={"": 0, "rows": 4, "map": 3, "codes": 6}[left.norm] + (9 if left.pre != "none" else 0),
         gathers=left.map is not None,
+        loaded_bytes=left.dtype.itemsize,
     )
     # The affine of a map's norm is one for all rows of a block, which must lie in one image.
     pixels = left.map.out_height * left.map.out_width if left.map else 1
@@ -223,7 +227,7 @@ class _Builder:
 
     def kernel(self, problem: Problem, tile: Tile, expand: bool) -> Kernel:
         """The kernel under a tile; ``expand`` decodes all weights before the product."""
-        call, left, order = self.call, self.left, self.order
+        call, left, order, operands = self.call, self.left, self.order, self.operands
         scratch = dict(left.scratch)
         launches = list(left.launches)
         found = roof(problem, tile, self.gpu)
@@ -237,25 +241,27 @@ class _Builder:
             dtype = torch.int32 if integer(call) else torch.float32
             scratch["partial"] = TensorSpec((tile.split, problem.m, problem.n), dtype)
             passed += 2 * scratch["partial"].nbytes
-        extras = gathered(call, FINISHED[0] if tile.split > 1 else tile.m)
+        bm, bn = FINISHED if tile.split > 1 else (tile.m, tile.n)
+        extras = gathered(call, bm, bn // 2 if order.gated else bn)
         written = sum(extra.spec.nbytes for extra in extras.values())
         expected += written / self.gpu.dram_rate
         after = {
             **{n: self.slot(n, scratch) for n in ("channel_scale", "bias", "shift", "residual")},
             **{n: self.slot(n, scratch) for n in ("row_scale", "row_zero", "column_sum")},
-            "moments": Slot("moments") if extras else None,
+            "read_peaks": self.slot("read_peaks", scratch),
+            **{name: Slot(name) if name in extras else None for name in ("moments", "peaks")},
             "out": Slot("out"),
             "M": problem.m,
             "N": problem.n,
             "pixels": self.pixels,
+            "read_blocks": operands["read_peaks"].spec.shape[1] if "read_peaks" in operands else 0,
             "GATED": order.gated,
             "ACTIVATION": "none" if order.gated else call.args.get("activation", "none"),
             "SPLIT": tile.split,
         }
-        alone = after | {"moments": None} if tile.split > 1 else after
+        alone = after | {"moments": None, "peaks": None} if tile.split > 1 else after
         launches.append(self._product(problem, tile, scratch, alone, expand))
         if tile.split > 1:
-            bm, bn = FINISHED
             launches.append(
                 Launch(
                     device.finish,
@@ -266,12 +272,13 @@ class _Builder:
         moved = traffic(problem, tile, self.gpu)
         return Kernel(
             self.name,
-            self.operands,
+            operands,
             call.out,
             tuple(launches),
             scratch,
             extras,
             left.measured,
+            left.scaled,
             passed,
             flops=2 * problem.m * problem.n * (call["weight"].spec.numel // problem.n),
             seconds=expected,

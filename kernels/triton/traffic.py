@@ -47,11 +47,13 @@ class Problem:
             padding. What the epilogue reads besides are its ``extra_reads``.
         words: bits in memory, of an input element as often as it is read there.
         steps: for each input, how far ``k`` goes in it.
-        a_bytes: bytes of one element of the left operand as a program takes it.
+        a_bytes: bytes of one element of the left operand as a program multiplies it.
         block_k: ``k`` of a block divides this.
         work: instructions a thread spends on one element of the left operand before the product.
         gathers: whether rows of the left operand are found by computed addresses, which take
             registers.
+        loaded_bytes: bytes of one element of the left operand as a program takes it, where it
+            quantises; 0 where they are as many as it multiplies.
     """
 
     layer: Conv
@@ -61,6 +63,12 @@ class Problem:
     block_k: int
     work: float = 0.0
     gathers: bool = False
+    loaded_bytes: int = 0
+
+    @property
+    def loaded(self) -> int:
+        """Bytes of one element of the left operand as a program takes it."""
+        return self.loaded_bytes or self.a_bytes
 
     @property
     def m(self) -> int:
@@ -90,7 +98,7 @@ def program(problem: Problem, m: int, n: int, k: int) -> Counts:
     The footprint is of one block in flight, with its weights decoded; the sums are in registers.
     """
     words = dataclasses.replace(
-        problem.words, input=8 * problem.a_bytes, near_weight=8 * problem.a_bytes
+        problem.words, input=8 * problem.loaded, near_weight=8 * problem.a_bytes
     )
     extra = problem.layer.extra_reads * problem.words.input // words.input
     layer = matmul("", problem.m, problem.n, problem.k, extra_reads=extra)

@@ -59,10 +59,8 @@ def _readings(node: fx.Node, kernel: Kernel, plan: Plan) -> Iterator[tuple[fx.No
     """What a kernel measures that another kernel writes, in rows of the same channels."""
     for index, name in enumerate(kernel.measured):
         (value,) = kernel.operands[name].values
-        source = value.source
-        while source in plan.views:
-            source = plan.views[source]
-        if source in plan.kernels and plan.kernels[source][0].out.shape[-1] == value.spec.shape[-1]:
+        source = plan.writer(value)
+        if source is not None:
             yield source, _Reading(node, index, value.spec)
 
 

@@ -9,7 +9,7 @@ from typing import cast
 from torch import fx
 
 from ...kernels.triton.gpu import Gpu
-from ...kernels.triton.kernel import Call, Kernel, Unsupported, candidates
+from ...kernels.triton.kernel import Call, Kernel, Unsupported, Value, candidates
 from ..constants import constant_nodes
 from ..tvm.plan import as_call, is_view
 from .leftovers import Leftovers
@@ -47,6 +47,15 @@ class Plan:
     def call(self, node: fx.Node) -> Call:
         """The call that a node's kernels compute."""
         return self.calls.get(node) or as_call(node, self.constant)
+
+    def writer(self, value: Value) -> fx.Node | None:
+        """The node whose kernel writes a value, in rows of the same length, if there is one."""
+        source = value.source
+        while source in self.views:
+            source = self.views[source]
+        kernels = self.kernels.get(source)
+        same = kernels and kernels[0].out.shape[-1] == value.spec.shape[-1]
+        return cast("fx.Node", source) if same else None
 
     def extras_read(self, node: fx.Node) -> list[ExtraOf]:
         """What a node's kernel reads of other kernels besides their results."""
@@ -99,6 +108,7 @@ def lowered(call: Call, gpu: Gpu) -> list[Kernel] | str:
 def make_plan(gm: fx.GraphModule, gpu: Gpu) -> Plan:
     """Plan every node of ``gm`` for a GPU."""
     from .moments import gather_moments
+    from .peaks import gather_peaks
 
     plan = Plan(constant_nodes(gm))
     for node in gm.graph.nodes:
@@ -117,6 +127,7 @@ def make_plan(gm: fx.GraphModule, gpu: Gpu) -> Plan:
         else:
             plan.kernels[node] = found
     gather_moments(plan, gpu)
+    gather_peaks(plan, gpu)
     return plan
 
 

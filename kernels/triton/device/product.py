@@ -6,7 +6,21 @@ import triton
 import triton.language as tl
 
 from .decode import decode
-from .language import activate, gelu, tile_of
+from .language import activate, gelu, scale_of, tile_of, to_int8
+
+
+@triton.jit
+def scales_of(peaks, rows, blocks):
+    """What rows are multiplied by to give codes, and the scales back, of their blocks' peaks."""
+    top = tl.zeros_like(rows).to(tl.float32)
+    spoiled = tl.zeros_like(rows)
+    for first in range(0, blocks, 16):
+        block = first + tl.arange(0, 16)
+        at = rows[:, None] * blocks + block[None, :]
+        peak = tl.load(peaks + at, mask=(block < blocks)[None, :], other=0.0)
+        spoiled += tl.sum((peak != peak).to(tl.int32), 1)
+        top = tl.maximum(top, tl.max(tl.where(peak == peak, peak, 0.0), 1))
+    return scale_of(tl.where(spoiled > 0, float("nan"), top), 127)
 
 
 @triton.jit
@@ -109,6 +123,9 @@ def accumulate(
             shift = tl.load(offset + place, mask=c < channels, other=0.0)
             y = activate(a.to(tl.float32) * scale[None, :] + shift[None, :], PRE)
             a = tl.where(mask, y, 0.0).to(x.dtype.element_ty)
+        elif NORM == "codes":
+            # Past the end are zeros, whose code is zero.
+            a = to_int8(a.to(tl.float32), deviation[:, None], 0.0)
         elif PRE != "none":
             y = activate(a.to(tl.float32), PRE)
             if MAP or not EVEN:
@@ -139,12 +156,15 @@ def epilogue(
     bias,
     shift,
     residual,
+    read_peaks,
     moments,
+    peaks,
     m0,
     n0,
     M,
     N,
     pixels,
+    read_blocks,
     BM: tl.constexpr,
     BN: tl.constexpr,
     GATED: tl.constexpr,
@@ -153,7 +173,9 @@ def epilogue(
     """Scale, add the bias, activate or gate, add shift and residual, store one block.
 
     With ``moments`` ``[4, M / BM, N]``, of which no block lies past an end, it gathers what
-    :func:`~.maps.map_moments` would of what is stored.
+    :func:`~.maps.map_moments` would of what is stored. With ``peaks`` ``[M, columns of blocks]``
+    it gathers the largest magnitude of each row in its block; ``read_peaks`` are those of the rows
+    that were multiplied.
     """
     rows = m0 + tl.arange(0, BM)
     columns = n0 + tl.arange(0, BN)
@@ -166,9 +188,14 @@ def epilogue(
         if row_scale is not None:
             # One scale a row, or with ``pixels`` rows an image, one an image.
             scale = tl.load(row_scale + rows // pixels, mask=rows < M, other=0.0)[:, None] * scale
+        if read_peaks is not None:
+            _, back = scales_of(read_peaks, tl.minimum(rows, M - 1), read_blocks)
+            scale = back[:, None] * scale
         y = y * scale
     if bias is not None:
         y = y + tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    block = n0 // BN
+    blocks = tl.cdiv(N, BN)
     if GATED:
         # Columns alternate between value and gate, so both lie in one thread's registers.
         value, gate = tl.split(y.reshape(BM, BN // 2, 2))
@@ -197,10 +224,18 @@ def epilogue(
         tl.store(moments + plane + at_column, tl.sum(away * away, 0), mask=inside)
         tl.store(moments + 2 * plane + at_column, tl.min(value, 0), mask=inside)
         tl.store(moments + 3 * plane + at_column, tl.max(value, 0), mask=inside)
+    if peaks is not None:
+        # A maximum may pass over a NaN.
+        magnitude = tl.where(mask, tl.abs(y.to(tl.float32)), 0.0)
+        spoiled = tl.sum((magnitude != magnitude).to(tl.int32), 1) > 0
+        top = tl.max(tl.where(magnitude == magnitude, magnitude, 0.0), 1)
+        top = tl.where(spoiled, float("nan"), top)
+        tl.store(peaks + rows * blocks + block, top, mask=rows < M)
 
 
 #: Numbers that no address is a multiple of: one code serves all their values.
 _ANY = "M steps0 steps1 chunks0 chunks1 per_split out_width height width top left group".split()
+_ANY += ["read_blocks"]
 
 
 @triton.jit(do_not_specialize=_ANY)
@@ -221,7 +256,9 @@ def product(
     bias,
     shift,
     residual,
+    read_peaks,
     moments,
+    peaks,
     out,
     partial,
     M,
@@ -236,6 +273,7 @@ def product(
     steps1,
     per_split,
     pixels,
+    read_blocks,
     out_width,
     height,
     width,
@@ -292,6 +330,8 @@ def product(
     if NORM == "rows":
         row_mean = tl.load(mean + rows)
         row_deviation = tl.load(deviation + rows)
+    elif NORM == "codes":
+        row_deviation, _ = scales_of(read_peaks, rows, read_blocks)
     tensor = block_m * BM // pixels * (channels0 + channels1)
     acc = accumulate(
         acc, x0, w, table, group_scale, row_mean, row_deviation, gain, offset, rows, columns,
@@ -315,11 +355,12 @@ def product(
     else:
         epilogue(
             acc, out, row_scale, row_zero, channel_scale, column_sum, bias, shift, residual,
-            moments, block_m * BM, block_n * BN, M, N, pixels, BM, BN, GATED, ACTIVATION,
+            read_peaks, moments, peaks, block_m * BM, block_n * BN, M, N, pixels, read_blocks, BM,
+            BN, GATED, ACTIVATION,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "read_blocks"])
 def finish(
     partial,
     row_scale,
@@ -329,11 +370,14 @@ def finish(
     bias,
     shift,
     residual,
+    read_peaks,
     moments,
+    peaks,
     out,
     M,
     N,
     pixels,
+    read_blocks,
     GATED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -351,8 +395,8 @@ def finish(
     for split in range(1, SPLIT):
         acc += tl.load(partial + split * M * N + at, mask=mask, other=0)
     epilogue(
-        acc, out, row_scale, row_zero, channel_scale, column_sum, bias, shift, residual, moments,
-        m0, n0, M, N, pixels, BM, BN, GATED, ACTIVATION,
+        acc, out, row_scale, row_zero, channel_scale, column_sum, bias, shift, residual,
+        read_peaks, moments, peaks, m0, n0, M, N, pixels, read_blocks, BM, BN, GATED, ACTIVATION,
     )  # fmt: skip
 
 

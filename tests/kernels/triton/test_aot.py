@@ -24,7 +24,9 @@ from zoomc.kernels.triton.kernel import (
     Value,
     candidates,
     gathering,
+    gathering_peaks,
     given,
+    given_peaks,
     weight_only,
 )
 from zoomc.kernels.triton.run import compile_for, symbol
@@ -106,17 +108,21 @@ def moments(blocks: int, channels: int) -> Value:
 def few() -> list[tuple[str, Any]]:
     """Calls that between them take every route through the kernels.
 
-    Of the convolutions' inputs one is measured as it is read, and their results are as written.
+    Of the convolutions' inputs one is measured as it is read, and their results are as written; so
+    are the magnitudes of rows.
     """
     plain = {"norm_groups": 32, "pre_activation": "silu", "residual": True}
     one = given(conv(64, (320,), 320, **plain), [moments(64, 320)])
     first = {"norm_groups": 32, "pre_activation": "silu", "shift": True}
     two = conv(16, (1280, 640), 1280, bits=4, **first)
+    second = linear(2048, 2560, 640, bits=8, residual=True)
+    peaks = Value(TensorSpec((2048, 40), torch.float32))
+    gate = linear(512, 1280, 10240, bits=4, norm=True, activation="geglu")
     return [
         ("convolution", gathering(one, 4096)),
         ("coded convolution", gathering(given(two, [moments(8, 1280), None]), 256)),
-        ("int8 linear", linear(2048, 2560, 640, bits=8, residual=True)),
-        ("coded geglu", linear(512, 1280, 10240, bits=4, norm=True, activation="geglu")),
+        ("int8 linear", given_peaks(second, peaks)),
+        ("coded geglu", gathering_peaks(gate)),
         ("linear of floats and codes", linear(512, 1280, 1280, bits=4, weight_only=True)),
         ("attention", attention(4096, 77, 5)),
         ("int8 attention", attention(4096, 4096, 5, arithmetic="int8")),
