@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..triton.device import rows as device
 from ..triton.gpu import Gpu
 from ..triton.kernel import Call, Kernel, Launch, Operand, Slot, TensorSpec, Unsupported, lowers
-from ..triton.maps import Passes, power
+from ..triton.maps import CHANNELS, Passes, peaks_gathered, power
 from ..triton.product import FLOATS, pass_seconds
 
 #: The longest row a program holds in registers.
@@ -42,7 +42,8 @@ def group_norm(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         call["eps"],
         extremes=False,
     )
-    passes.write("out", call.out.dtype, spec.shape[-1], call["activation"])
+    extras = peaks_gathered(call, CHANNELS)
+    passes.write("out", call.out.dtype, spec.shape[-1], call["activation"], peaks="peaks" in extras)
     name = "group_norm" + ("" if call["activation"] == "none" else "_" + call["activation"])
     yield Kernel(
         name,
@@ -50,6 +51,7 @@ def group_norm(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         call.out,
         tuple(passes.launches),
         passes.scratch,
+        extras=extras,
         measured=passes.measured,
         passed=passes.passed,
         flops=6 * spec.numel,

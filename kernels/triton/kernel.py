@@ -205,7 +205,7 @@ def gathering_peaks(call: Call) -> Call:
     blocks of columns; NaN of a block that holds one.
 
     Args:
-        call: a product.
+        call: a product, or a group norm.
     """
     return dataclasses.replace(call, args={**call.args, "gather_peaks": True})
 

@@ -45,10 +45,16 @@ def gathered(call: Call, chunk: int, wide: int) -> dict[str, Extra]:
         blocks = rows // chunk
         spec = TensorSpec((4, blocks, channels), torch.float32)
         extras["moments"] = Extra(spec, lambda result: moments_of(result, blocks))
-    if call.args.get("gather_peaks"):
-        spec = TensorSpec((rows, -(-channels // wide)), torch.float32)
-        extras["peaks"] = Extra(spec, lambda result: peaks_of(result, wide))
-    return extras
+    return extras | peaks_gathered(call, wide)
+
+
+def peaks_gathered(call: Call, wide: int) -> dict[str, Extra]:
+    """The same of the rows' largest magnitudes alone."""
+    if not call.args.get("gather_peaks"):
+        return {}
+    channels = call.out.shape[-1]
+    spec = TensorSpec((call.out.numel // channels, -(-channels // wide)), torch.float32)
+    return {"peaks": Extra(spec, lambda result: peaks_of(result, wide))}
 
 
 @dataclass(frozen=True)
@@ -217,11 +223,13 @@ class Passes:
         pitch: int,
         pre: str,
         border: tuple[int, int, int, int] = (0, 0, 0, 0),
+        peaks: bool = False,
     ) -> int:
         """Write the concatenation, normalised and activated, as ``[images, pixels, pitch]``.
 
         int8 is quantised by :meth:`statistics`' extremes, with a ``row_scale`` and a ``row_zero``
-        an image. A ``border`` of zeros is added at top, bottom, left and right of maps.
+        an image. A ``border`` of zeros is added at top, bottom, left and right of maps. Of one
+        input in floats, ``peaks`` of pixels in blocks of ``CHANNELS`` may be gathered.
 
         Returns:
             pixels of an image, with its border.
@@ -246,6 +254,7 @@ class Passes:
                 "out": Slot(out),
                 "scale": Slot("row_scale") if integer else None,
                 "zero": Slot("row_zero") if integer else None,
+                "peaks": Slot("peaks") if peaks else None,
                 "pixels": self.pixels,
                 "map_height": height,
                 "map_width": width,

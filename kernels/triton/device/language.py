@@ -82,6 +82,15 @@ def extent(low, high, NAME: tl.constexpr, DIP: tl.constexpr, DEPTH: tl.constexpr
 
 
 @triton.jit
+def largest(x):
+    """The largest magnitude of each row; NaN of a row that holds one, which a maximum may miss."""
+    magnitude = tl.abs(x)
+    spoiled = tl.sum((magnitude != magnitude).to(tl.int32), 1) > 0
+    top = tl.max(tl.where(magnitude == magnitude, magnitude, 0.0), 1)
+    return tl.where(spoiled, float("nan"), top)
+
+
+@triton.jit
 def scale_of(largest, CODES: tl.constexpr):
     """What values up to this are multiplied by to give so many codes, and the scale back."""
     largest = tl.where(largest < 7.888609052210118e-31, 7.888609052210118e-31, largest)  # 2^-100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .language import activate, extent, scale_between, to_int8
+from .language import activate, extent, largest, scale_between, to_int8
 
 
 @triton.jit
@@ -220,6 +220,7 @@ def prepare_map(
     out,
     scale,
     zero,
+    peaks,
     pixels,
     map_height,
     map_width,
@@ -247,8 +248,9 @@ def prepare_map(
     With ``BORDER`` the ``pixels`` lie in rows of ``wide``, ``top`` rows and ``left`` pixels from
     the border's. ``width`` channels are written from ``channel_at`` on, zeros where the input has
     none. With ``INTEGER`` they are int8: ``zero [images]`` is what stands for 0 and ``scale
-    [images]`` takes differences from it back. The grid is ``(blocks of pixels, blocks of channels,
-    images)``.
+    [images]`` takes differences from it back. ``peaks [images, pixels, blocks of channels]`` takes
+    the largest magnitudes of what is stored, if it is not None. The grid is ``(blocks of pixels,
+    blocks of channels, images)``.
     """
     image = tl.program_id(2)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
@@ -287,4 +289,8 @@ def prepare_map(
         tl.store(scale + image, back, mask=first)
         tl.store(zero + image, nothing.to(tl.int32), mask=first)
     else:
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+        y = y.to(out.dtype.element_ty)
+        tl.store(out + at, y, mask=inside)
+        if peaks is not None:
+            at = (image * bordered + p) * tl.num_programs(1) + tl.program_id(1)
+            tl.store(peaks + at, largest(y.to(tl.float32)), mask=p < bordered)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .decode import decode
-from .language import activate, gelu, scale_of, tile_of, to_int8
+from .language import activate, gelu, largest, scale_of, tile_of, to_int8
 
 
 @triton.jit
@@ -225,11 +225,7 @@ def epilogue(
         tl.store(moments + 2 * plane + at_column, tl.min(value, 0), mask=inside)
         tl.store(moments + 3 * plane + at_column, tl.max(value, 0), mask=inside)
     if peaks is not None:
-        # A maximum may pass over a NaN.
-        magnitude = tl.where(mask, tl.abs(y.to(tl.float32)), 0.0)
-        spoiled = tl.sum((magnitude != magnitude).to(tl.int32), 1) > 0
-        top = tl.max(tl.where(magnitude == magnitude, magnitude, 0.0), 1)
-        top = tl.where(spoiled, float("nan"), top)
+        top = largest(tl.where(mask, y.to(tl.float32), 0.0))
         tl.store(peaks + rows * blocks + block, top, mask=rows < M)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .language import activate, scale_of, to_int8
+from .language import activate, largest, scale_of, to_int8
 
 
 @triton.jit
@@ -62,11 +62,7 @@ def prepare_rows(
     at = rows[:, None] * pitch + k[None, :]
     inside = (rows < M)[:, None] & (k < pitch)[None, :]
     if INTEGER:
-        magnitude = tl.abs(y)
-        spoiled = tl.sum((magnitude != magnitude).to(tl.int32), 1) > 0
-        top = tl.max(tl.where(magnitude == magnitude, magnitude, 0.0), 1)
-        top = tl.where(spoiled, float("nan"), top)
-        inverse, back = scale_of(top, 127)
+        inverse, back = scale_of(largest(y), 127)
         tl.store(out + at, to_int8(y, inverse[:, None], 0.0), mask=inside)
         tl.store(scale + rows, back, mask=rows < M)
     else:

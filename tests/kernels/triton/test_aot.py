@@ -29,10 +29,10 @@ from zoomc.kernels.triton.kernel import (
     given_peaks,
     weight_only,
 )
-from zoomc.kernels.triton.run import compile_for, symbol
+from zoomc.kernels.triton.run import bind, compile_for, symbol
 from zoomc.targets.triton.plan import KEPT
 
-from .calls import attention, conv, linear, unet
+from .calls import attention, conv, linear, tensor, unet
 
 #: What multiplies on the tensor cores, by architecture and operand.
 MULTIPLIES = {
@@ -118,11 +118,13 @@ def few() -> list[tuple[str, Any]]:
     second = linear(2048, 2560, 640, bits=8, residual=True)
     peaks = Value(TensorSpec((2048, 40), torch.float32))
     gate = linear(512, 1280, 10240, bits=4, norm=True, activation="geglu")
+    norm = bind("zoomc::group_norm", tensor(2, 1024, 640), 32, tensor(640), tensor(640))
     return [
         ("convolution", gathering(one, 4096)),
         ("coded convolution", gathering(given(two, [moments(8, 1280), None]), 256)),
         ("int8 linear", given_peaks(second, peaks)),
         ("coded geglu", gathering_peaks(gate)),
+        ("group norm", gathering_peaks(norm)),
         ("linear of floats and codes", linear(512, 1280, 1280, bits=4, weight_only=True)),
         ("attention", attention(4096, 77, 5)),
         ("int8 attention", attention(4096, 4096, 5, arithmetic="int8")),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-import zoomc.kernels.linear.op  # noqa: F401
+import zoomc.kernels.linear.op
+import zoomc.kernels.norm.op  # noqa: F401
 from zoomc.kernels.triton.kernel import (
     Call,
     Kernel,
@@ -46,6 +47,19 @@ def test_gathered_beside_the_result(activation, k):
         if kernel.notes["split"] == 1:
             tile = int(kernel.notes["tile"].split("x")[1])
             assert got.shape[1] == -(-144 // tile)
+
+
+def test_a_group_norm_gathers_them_too():
+    torch.manual_seed(0)
+    x = torch.randn(2, 37, 72).half()
+    x[1, 5, 70] = float("nan")
+    call = gathering_peaks(bind("zoomc::group_norm", x, 9, activation="silu"))
+    (kernel,) = candidates(call, GPU)
+    expected = kernel.extras["peaks"].of(evaluate(kernel))
+    got = evaluate(kernel, result="peaks")
+    assert got.shape == (74, 2) and got.isnan().any()
+    assert torch.equal(got.isnan(), expected.isnan())
+    assert torch.equal(got.nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
