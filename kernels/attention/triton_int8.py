@@ -25,6 +25,9 @@ from .triton_traffic import expected, traffic
 #: The widest head a program holds, and whose sums are exact in fp32 as the loop adds them.
 WIDEST = 256
 
+#: GPUs whose tensor cores take 64 rows at once.
+TALL = ("sm_90", "sm_100")
+
 #: Sums of blocks that are read at once to find the mean.
 PARTS = 16
 
@@ -68,7 +71,7 @@ def integer_attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         "PITCH": pitch,
         "BP": PARTS,
     }
-    warps = 4 if width <= 64 else 8
+    warps = min(max(4, width // 16), 8 if gpu.kind == "cuda" else 16)
     before = (
         Launch(device.key_sums, (parts, planes, 1), sums, warps),
         Launch(device.quantise_keys, (parts, planes, 1), quantised, warps),
@@ -125,14 +128,16 @@ def blocks(gpu: Gpu, width: int, queries: int) -> list[tuple[int, int, int]]:
     found = []
     for bm in (64, 128) if queries > 64 else (64,):
         found += _fitting(gpu, width, bm)
-    return found or _fitting(gpu, width, 32)
+    if found or gpu.name not in TALL:
+        return found or _fitting(gpu, width, 32)
+    return [(64, 8, 1)]  # loads in flight would take registers, too
 
 
 def _fitting(gpu: Gpu, width: int, bm: int) -> list[tuple[int, int, int]]:
     """Warps and stages of blocks of so many queries: the fewest warps, the most stages."""
-    # Tensor cores that take 64 rows at once leave operands in shared memory; others' lie in
-    # registers beside the sums. AMD's multiprocessors share registers among all warps.
-    room = 192 if gpu.name in ("sm_90", "sm_100") else 128
+    # The tensor cores of sm_90 read operands in shared memory; others' lie in registers beside the
+    # sums, or these come from a memory of their own. AMD's share registers among all warps.
+    room = 192 if gpu.name == "sm_90" else 128
     for warps in (4, 8):
         if gpu.kind == "hip":
             room = 512 // warps
