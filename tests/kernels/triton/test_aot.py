@@ -176,7 +176,7 @@ def test_attention_of_other_heads(dim):
     check(GPUS["sm_90"], candidates(attention(1024, 1024, 8, dim), GPUS["sm_90"])[0], set())
 
 
-@pytest.mark.parametrize(("gpu", "dim"), [("sm_80", 160), ("sm_90", 160)])
+@pytest.mark.parametrize(("gpu", "dim"), [("sm_80", 160), ("sm_100", 160)])
 def test_integer_attention_of_other_heads(gpu, dim):
     call = attention(1024, 77, 8, dim, "int8")
     check(GPUS[gpu], candidates(call, GPUS[gpu])[0], set())
