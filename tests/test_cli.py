@@ -14,6 +14,7 @@ from PIL import Image
 from zoomc.targets.tuning import Store
 
 from zoomc import cli
+from zoomc.demo import SETTINGS
 from zoomc.options import describe
 from zoomc.tuning import Tuning
 
@@ -135,6 +136,14 @@ def test_a_zoom_without_a_picture(capsys, tmp_path):
     assert "keyframe 1/1" in err
     with av.open(str(output)) as container:
         assert len(list(container.decode(video=0))) == 3
+
+
+def test_the_built_in_model_zooms_as_suits_it(capsys, tmp_path):
+    slow = [*FAST[:5], "--upscale", "1"]
+    _, out, _ = run(capsys, "zoom", *slow, "-o", tmp_path / "z.gif")
+    assert f"{SETTINGS.frames_per_keyframe + 1} frames" in out
+    _, _, err = run(capsys, "zoom", *slow, "-o", tmp_path / "z.gif", "--shrink", "0.75")
+    assert "window was [16, 16, 48, 48], now [8, 8, 56, 56]" in err
 
 
 def test_random_weights_are_said(capsys, tmp_path, monkeypatch):

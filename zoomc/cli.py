@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import traceback
@@ -197,9 +198,8 @@ def _add_zoom(commands: Any) -> None:
     shape.add_argument(
         "--frames-per-keyframe",
         type=int,
-        default=defaults.frames_per_keyframe,
         help="frames from one keyframe to the next; those in between are interpolated "
-        f"(default: {defaults.frames_per_keyframe})",
+        f"(default: {defaults.frames_per_keyframe}, more for the built-in model)",
     )
     shape.add_argument(
         "--direction",
@@ -210,9 +210,8 @@ def _add_zoom(commands: Any) -> None:
     shape.add_argument(
         "--shrink",
         type=float,
-        default=defaults.shrink,
         help="what the frame shrinks to at each keyframe, as a share of its side, rounded to the "
-        f"latent grid (default: {defaults.shrink})",
+        f"latent grid (default: {defaults.shrink}, less for the built-in model)",
     )
     shape.add_argument(
         "--feather",
@@ -371,20 +370,12 @@ def _check_device(name: str | None) -> None:
 
 def _zoom(arguments: argparse.Namespace) -> int:
     options = parse_options(arguments.options)
-    settings = ZoomSettings(
-        keyframes=arguments.keyframes,
-        frames_per_keyframe=arguments.frames_per_keyframe,
-        size=arguments.size,
-        shrink=arguments.shrink,
-        feather=arguments.feather,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        negative_prompt=arguments.negative_prompt,
-        seed=arguments.seed,
-        direction=arguments.direction,
-        fps=arguments.fps,
-        upscale=arguments.upscale,
-    )
+    from . import demo
+
+    settings = demo.SETTINGS if arguments.model is None else ZoomSettings()
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(settings)}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = dataclasses.replace(settings, **given)
     from .zoom.picture import load_picture
     from .zoom.sheet import sheet_path
     from .zoom.video import check_output
@@ -394,7 +385,6 @@ def _zoom(arguments: argparse.Namespace) -> int:
     sheet = sheet_path(arguments.output, arguments.sheet)
     picture: Any = None if arguments.picture is None else load_picture(arguments.picture)
     _hush()
-    from . import demo
     from .zoom.infinite import InfiniteZoom
     from .zoom.pipeline import DTYPES
     from .zoom.progress import Reporter, TerminalReporter

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from zoomc.demo import demo_pipeline, is_trained, random_pipeline
+from zoomc.demo import SETTINGS, demo_pipeline, is_trained, random_pipeline
+from zoomc.zoom import InfiniteZoom, ZoomSettings
 from zoomc.zoom import pipeline as pipelines
 from zoomc.zoom.errors import ModelKindError, ModelNotFoundError, SettingsError
 
@@ -110,6 +111,13 @@ def test_the_built_in_pipeline_runs():
     pipelines.check_pipeline(pipeline)
     assert pipelines.grid_of(pipeline).native == 64
     assert is_trained() or pipeline.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_zoom_takes_the_settings_that_suit_its_pipeline(pipeline):
+    built_in = InfiniteZoom(compile=False)
+    assert built_in.settings == SETTINGS != ZoomSettings()
+    assert built_in.geometry((100, 100), built_in.settings).ratio == SETTINGS.shrink
+    assert InfiniteZoom(pipeline, compile=False).settings == ZoomSettings()
 
 
 def test_random_weights_leave_the_random_state_alone():

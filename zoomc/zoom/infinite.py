@@ -54,6 +54,9 @@ class InfiniteZoom:
         dtype: of the weights of a pipeline that is loaded here; float32 by default.
         reporter: is told how far things are; silent by default.
 
+    Attributes:
+        settings: of a zoom that is asked for without; those that suit the pipeline.
+
     Raises:
         ZoomcError: of the kinds in ``zoomc.zoom.errors``.
     """
@@ -71,13 +74,13 @@ class InfiniteZoom:
     ) -> None:
         self.reporter = reporter or Reporter()
         dtype = dtype or torch.float32
-        self._guidance = DEFAULT_GUIDANCE
+        self.settings = ZoomSettings()
         self.pipeline: Pipeline
         if pipeline is None:
             from .. import demo
 
             self.pipeline = demo.demo_pipeline(dtype)
-            self._guidance = demo.GUIDANCE
+            self.settings = demo.SETTINGS
             if not demo.is_trained():
                 self.reporter.note(demo.RANDOM_NOTE)
         elif isinstance(pipeline, (str, os.PathLike)):
@@ -117,7 +120,7 @@ class InfiniteZoom:
             picture: path, Pillow image or array, see :func:`zoomc.zoom.picture.load_picture`.
             prompt: one, one per keyframe, or ``{keyframe: prompt}``.
             output: file (.mp4, .mov, .mkv, .gif, .webp) or, without an ending, folder.
-            settings: of the zoom.
+            settings: of the zoom; by default ``self.settings``, which suit the pipeline.
             sheet: PNG file for the contact sheet; True is
                 ``<output without ending>.keyframes.png``, False none.
             fresh: paint all keyframes again.
@@ -129,7 +132,7 @@ class InfiniteZoom:
         Raises:
             ZoomcError: of the kinds in ``zoomc.zoom.errors``.
         """
-        settings = dataclasses.replace(settings or ZoomSettings(), **changes)
+        settings = dataclasses.replace(settings or self.settings, **changes)
         if settings.guidance is None:
             settings = dataclasses.replace(settings, guidance=self._guidance)
         prompts = prompt_per_keyframe(prompt, settings.keyframes)
@@ -153,6 +156,11 @@ class InfiniteZoom:
                 shown = indices if settings.direction == "out" else indices[::-1]
                 write_sheet(map(store.load, shown), len(shown), sheet_file)
         return output
+
+    @property
+    def _guidance(self) -> float:
+        own = self.settings.guidance
+        return DEFAULT_GUIDANCE if own is None else own
 
     def geometry(self, picture: tuple[int, int], settings: ZoomSettings) -> Geometry:
         """Frame and window for a picture of this width and height; says what it rounds."""
