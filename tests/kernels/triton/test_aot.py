@@ -144,8 +144,24 @@ def test_the_best_of_each_route(gpu, name, call):
     assert seen
 
 
+def planned(call: Any) -> Any:
+    """A call as its neighbours in the UNet have it: it gathers what they need, and they did."""
+    rows = call.out.numel // call.out.shape[-1]
+    if call.op == "zoomc::conv2d":
+        if call["norm_groups"]:
+            inputs = [value.spec for value in call["inputs"]]
+            values = [moments(x.numel // x.shape[-1] // 64, x.shape[-1]) for x in inputs]
+            call = given(call, values)
+        return gathering(call, rows // 2)
+    if call.op == "zoomc::linear" and call["channel_scale"] is not None:
+        peaks = TensorSpec((rows, call["x"].spec.shape[-1] // 64), torch.float32)
+        return gathering_peaks(given_peaks(call, Value(peaks)))
+    return call
+
+
 def kept(call: Any, gpu: Gpu) -> list[Kernel]:
     """What a compilation may come to run of a call: with integers, and with floats where chosen."""
+    call = planned(call)
     found = candidates(call, gpu)[:KEPT]
     if call.args.get("channel_scale") is not None and weight_only(call, gpu):
         floats = dataclasses.replace(call, args={**call.args, "weight_only": True})
