@@ -48,14 +48,19 @@ def test_shapes(shape, dtype):
     check(*inputs(*shape, dtype), heads=shape[1], head_dim=shape[4], scale=shape[4] ** -0.5)
 
 
-def test_fused_projection():
+def projection():
     """Columns of one wide row, with other columns that must not matter around them."""
     size = 3 * 40
     fused = torch.randn(2, 61, 3 * size + 11).half()
     fused[..., 3 * size + 5 :] = math.nan
     fused[..., :5] = math.nan
     offsets = [5, 5 + size, 5 + 2 * size]
-    check(fused, fused, fused, heads=3, head_dim=40, scale=0.2, offsets=offsets)
+    return [fused] * 3, {"heads": 3, "head_dim": 40, "scale": 0.2, "offsets": offsets}
+
+
+def test_fused_projection():
+    rows, arguments = projection()
+    check(*rows, **arguments)
 
 
 MASKS = [(50, 45), (50, 1), (1, 1, 45), (3, 50, 45), (2, 1, 1, 45), (2, 3, 50, 45), (2, 1, 50, 1)]
@@ -181,14 +186,8 @@ def test_int8_sums_are_the_references():
 
 
 def test_int8_fused_projection():
-    """Columns of one wide row, with other columns that must not matter around them."""
-    size = 3 * 40
-    fused = torch.randn(2, 61, 3 * size + 11).half()
-    fused[..., 3 * size + 5 :] = math.nan
-    fused[..., :5] = math.nan
-    offsets = [5, 5 + size, 5 + 2 * size]
-    arguments = {"heads": 3, "head_dim": 40, "scale": 0.2, "offsets": offsets}
-    check_arithmetic([fused] * 3, INT8[torch.float16], **arguments)
+    rows, arguments = projection()
+    check_arithmetic(rows, INT8[torch.float16], **arguments)
 
 
 def test_int8_of_growing_scores_and_of_equal_ones():
