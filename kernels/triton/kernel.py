@@ -35,6 +35,7 @@ class Launch:
             tensor that is not there.
         warps: warps of a program.
         stages: loads in flight in its loops.
+        registers: how many a thread may take; None where the compiler is to choose.
     """
 
     function: Any
@@ -42,15 +43,13 @@ class Launch:
     arguments: Mapping[str, Any]
     warps: int = 4
     stages: int = 2
+    registers: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What the compiler is told besides."""
-        return {
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-            "enable_fp_fusion": True,
-        }
+        told = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return told if self.registers is None else told | {"maxnreg": self.registers}
 
 
 @dataclass(frozen=True)

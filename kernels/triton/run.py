@@ -108,6 +108,7 @@ def code_key(launch: Launch, specs: Mapping[str, TensorSpec]) -> Hashable:
         tuple(aligned),
         launch.warps,
         launch.stages,
+        *([] if launch.registers is None else [launch.registers]),
     )
 
 

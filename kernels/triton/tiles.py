@@ -11,6 +11,9 @@ from functools import lru_cache
 from .gpu import Gpu
 from .traffic import Problem, program, sweep
 
+#: NVIDIA's registers: of a multiprocessor, and the most of a thread.
+REGISTERS, MOST = 1 << 16, 255
+
 #: Seconds from one launch's end to the next one's start inside a CUDA graph.
 LAUNCH = 1.5e-6
 
@@ -141,6 +144,20 @@ def _sizes(problem: Problem, gpu: Gpu) -> Iterator[Tile]:
     if problem.block_k == 16:
         for n in (32, 64):
             yield Tile(64, n, 16, 4, 2)
+
+
+def room(problem: Problem, tile: Tile, gpu: Gpu) -> int | None:
+    """Registers a thread may take where shared memory alone says so; None: the compiler chooses.
+
+    NVIDIA's compiler is told of threads and not of shared memory, and keeps registers free for
+    more programs on a multiprocessor than that has room for, even where a program then spills.
+    """
+    if gpu.kind != "cuda":
+        return None
+    # One load of those in flight may have been taken to registers already.
+    block = sum(program(problem, tile.m, tile.n, tile.k).footprint) // 8 * (tile.stages - 1)
+    threads = gpu.shared // block * tile.warps * gpu.warp
+    return MOST if threads * MOST <= REGISTERS else None
 
 
 def _fitting(problem: Problem, gpu: Gpu, m: int, n: int, k: int) -> Iterator[Tile]:
