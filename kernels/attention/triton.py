@@ -21,7 +21,7 @@ from ..triton.kernel import (
     Unsupported,
     lowers,
 )
-from ..triton.maps import power
+from ..triton.maps import peaks_gathered, power
 from ..triton.product import FLOATS
 from ..triton.tiles import Roof, Traffic
 from .triton_int8 import integer_attention
@@ -60,11 +60,14 @@ def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         operands["mask"] = Operand((call["mask"],))
     rounded = call["arithmetic"] == "bf16" and q.dtype is not torch.bfloat16
     factor = torch.bfloat16 if rounded else q.dtype
+    extras = peaks_gathered(call, dim)
+    written = sum(extra.spec.nbytes for extra in extras.values())
     for bm, bn, warps, stages in blocks(gpu, power(max(dim, 16)), q.dtype, factor, queries):
         arguments = {
             **{n: Slot(n) for n in names},
             "mask": Slot("mask") if "mask" in operands else None,
             "out": Slot("out"),
+            "peaks": Slot("peaks") if extras else None,
             "queries": queries,
             "keys": keys,
             **{f"{n}_pitch": s.shape[2] for n, s in zip(names, specs, strict=True)},
@@ -90,22 +93,24 @@ def attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         bits = 8 * q.dtype.itemsize
         moved = traffic(layer, Words(bits, bits, bits, 1), gpu, bm, bn)
         found = _roof(gpu, q.dtype, factor, grid, dim, keys, bm, bn, moved)
+        seconds = found.seconds + written / gpu.dram_rate
         yield Kernel(
             "attention",
             operands,
             call.out,
             (Launch(device.attention, grid, arguments, warps, stages),),
+            extras=extras,
             flops=flops,
-            seconds=found.seconds,
+            seconds=seconds,
             notes={
                 **({"arithmetic": "bf16"} if rounded else {}),
                 "tile": f"{bm}x{bn}",
                 "warps": warps,
                 "stages": stages,
                 "l2_bytes": moved.l2,
-                "dram_bytes": moved.dram,
+                "dram_bytes": moved.dram + written,
                 "limit": found.limit,
-                "expected_us": round(found.seconds * 1e6, 1),
+                "expected_us": round(seconds * 1e6, 1),
             },
         )
 

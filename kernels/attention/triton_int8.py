@@ -17,7 +17,7 @@ from ..tiling.memory import Words
 from ..triton.device import integer_attention as device
 from ..triton.gpu import Gpu
 from ..triton.kernel import Call, Kernel, Launch, Operand, Slot, TensorSpec, Unsupported
-from ..triton.maps import power
+from ..triton.maps import peaks_gathered, power
 from ..triton.tiles import LAUNCH, Roof, Traffic
 from .integer import BLOCK
 from .triton_traffic import expected, traffic
@@ -81,11 +81,14 @@ def integer_attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
     found = blocks(gpu, width, queries)
     if not found:
         raise Unsupported(f"int8 attention of heads of {dim}: no block fits {gpu.name}")
+    extras = peaks_gathered(call, dim)
+    written = sum(extra.spec.nbytes for extra in extras.values())
     for bm, warps, stages in found:
         arguments = {
             "q": Slot("q"),
             **codes,
             "out": Slot("out"),
+            "peaks": Slot("peaks") if extras else None,
             "queries": queries,
             "keys": keys,
             "blocks": parts,
@@ -101,13 +104,14 @@ def integer_attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
         grid = (math.ceil(queries / bm), planes, 1)
         moved = _moved(layer, q.dtype.itemsize, gpu, bm)
         roof = _roof(gpu, grid, width, parts, bm, moved)
-        seconds = roof.seconds + len(before) * LAUNCH
+        seconds = roof.seconds + len(before) * LAUNCH + written / gpu.dram_rate
         yield Kernel(
             "attention_int8",
             {n: Operand((call[n],)) for n in "qkv"},
             call.out,
             (*before, Launch(device.integer_attention, grid, arguments, warps, stages)),
             scratch=scratch,
+            extras=extras,
             flops=4 * planes * dim * queries * keys,
             seconds=seconds,
             notes={
@@ -116,7 +120,7 @@ def integer_attention(call: Call, gpu: Gpu) -> Iterator[Kernel]:
                 "warps": warps,
                 "stages": stages,
                 "l2_bytes": moved.l2,
-                "dram_bytes": moved.dram,
+                "dram_bytes": moved.dram + written,
                 "limit": roof.limit,
                 "expected_us": round(seconds * 1e6, 1),
             },

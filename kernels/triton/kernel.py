@@ -204,7 +204,7 @@ def gathering_peaks(call: Call) -> Call:
     blocks of columns; NaN of a block that holds one.
 
     Args:
-        call: a product, or a group norm.
+        call: a product, a group norm, or attention, whose blocks of columns are its heads.
     """
     return dataclasses.replace(call, args={**call.args, "gather_peaks": True})
 

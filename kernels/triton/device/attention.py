@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .language import largest
+
 
 @triton.jit
 def attention(
@@ -13,6 +15,7 @@ def attention(
     v,
     mask,
     out,
+    peaks,
     queries,
     keys,
     q_pitch,
@@ -41,7 +44,8 @@ def attention(
 
     Rows of ``q``, ``k`` and ``v`` are ``*_pitch`` elements apart, their heads ``HEAD`` wide from
     ``*_at`` on; ``WIDTH`` is ``HEAD`` rounded up to a power of two. With ``ROUND`` they are
-    multiplied in bf16. The grid is ``(blocks of queries, batch · heads)``.
+    multiplied in bf16. With ``peaks [batch · queries, heads]`` it gathers the largest magnitude of
+    each query's result. The grid is ``(blocks of queries, batch · heads)``.
     """
     batch = tl.program_id(1) // heads
     head = tl.program_id(1) % heads
@@ -113,4 +117,9 @@ def attention(
     y = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     at = ((batch * queries + rows) * heads + head) * HEAD
     stored = (rows < queries)[:, None] & (d < HEAD)[None, :]
-    tl.store(out + at[:, None] + d[None, :], y.to(out.dtype.element_ty), mask=stored)
+    y = y.to(out.dtype.element_ty)
+    tl.store(out + at[:, None] + d[None, :], y, mask=stored)
+    if peaks is not None:
+        at = (batch * queries + rows) * heads + head
+        top = largest(tl.where(stored, y.to(tl.float32), 0.0))
+        tl.store(peaks + at, top, mask=rows < queries)

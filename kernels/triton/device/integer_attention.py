@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .language import biased, magnitude, scale_of, to_int8
+from .language import biased, largest, magnitude, scale_of, to_int8
 
 
 @triton.jit
@@ -109,6 +109,7 @@ def integer_attention(
     v_scale,
     v_sum,
     out,
+    peaks,
     queries,
     keys,
     blocks,
@@ -128,7 +129,8 @@ def integer_attention(
 
     ``k8`` to ``v_sum`` are as :func:`quantise_keys` writes them, with its ``BN``. ``scale`` is not
     negative: with ``NEGATIVE`` the queries are negated instead, so that the largest sum is the
-    largest score. The grid is ``(blocks of queries, images · heads)``.
+    largest score. With ``peaks [images · queries, heads]`` it gathers the largest magnitude of
+    each query's result. The grid is ``(blocks of queries, images · heads)``.
     """
     plane = tl.program_id(1)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -179,6 +181,10 @@ def integer_attention(
         acc = acc * shrink[:, None] + y * (columns[None, :] * part[:, None])
         top = new
     y = acc / total[:, None]
-    at = ((plane // heads * queries + rows) * heads + plane % heads) * HEAD
+    at = (plane // heads * queries + rows) * heads + plane % heads
     stored = (rows < queries)[:, None] & (d < HEAD)[None, :]
-    tl.store(out + at[:, None] + d[None, :], y.to(out.dtype.element_ty), mask=stored)
+    y = y.to(out.dtype.element_ty)
+    tl.store(out + (at * HEAD)[:, None] + d[None, :], y, mask=stored)
+    if peaks is not None:
+        top = largest(tl.where(stored, y.to(tl.float32), 0.0))
+        tl.store(peaks + at, top, mask=rows < queries)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoomc.kernels.attention.op
 import zoomc.kernels.linear.op
 import zoomc.kernels.norm.op  # noqa: F401
 from zoomc.kernels.triton.kernel import (
@@ -60,6 +61,22 @@ def test_a_group_norm_gathers_them_too():
     assert got.shape == (74, 2) and got.isnan().any()
     assert torch.equal(got.isnan(), expected.isnan())
     assert torch.equal(got.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.parametrize("arithmetic", ["keep", "int8"])
+@pytest.mark.parametrize(("queries", "dim"), [(70, 40), (3, 16)])
+def test_attention_gathers_them_by_head(queries, dim, arithmetic):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3 * dim).half() for n in (queries, 33, 33))
+    q[1, 2, dim] = float("nan")  # of the second head
+    q[0] *= 100
+    kwargs = {"heads": 3, "head_dim": dim, "scale": 0.2, "arithmetic": arithmetic}
+    for kernel in candidates(gathering_peaks(bind("zoomc::attention", q, k, v, **kwargs)), GPU):
+        expected = kernel.extras["peaks"].of(evaluate(kernel))
+        got = evaluate(kernel, result="peaks")
+        assert got.shape == (2 * queries, 3)
+        assert got.isnan().nonzero().tolist() == [[queries + 2, 1]]
+        assert torch.equal(got.nan_to_num(), expected.nan_to_num()), dict(kernel.notes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
