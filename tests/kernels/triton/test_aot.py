@@ -133,7 +133,7 @@ def few() -> list[tuple[str, Any]]:
         ("group norm", gathering_peaks(norm)),
         ("linear of floats and codes", linear(512, 1280, 1280, bits=4, weight_only=True)),
         ("attention", attention(4096, 77, 5)),
-        ("int8 attention", attention(4096, 4096, 5, arithmetic="int8")),
+        ("int8 attention", gathering_peaks(attention(4096, 4096, 5, arithmetic="int8"))),
     ]
 
 
@@ -172,6 +172,8 @@ def kept(call: Any, gpu: Gpu) -> list[Kernel]:
     if call.args.get("channel_scale") is not None and weight_only(call, gpu):
         floats = dataclasses.replace(call, args={**call.args, "weight_only": True})
         found += candidates(floats, gpu)[:KEPT]
+    if call.op == "zoomc::attention":  # whose result a product of integers may read
+        found += candidates(gathering_peaks(call), gpu)[:KEPT]
     return found
 
 
