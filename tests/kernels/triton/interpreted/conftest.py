@@ -1,12 +1,9 @@
-"""Tests here need Triton's interpreter; ``test_interpreted.py`` starts a process that has it."""
+"""Tests here need Triton's interpreter, see ``tests/interpreter.py``."""
 
 from __future__ import annotations
 
-import os
-
-from ....interpreter import widen_bf16
-
-if os.environ.get("TRITON_INTERPRET") != "1":
-    collect_ignore_glob = ["test_*.py"]
-else:
-    widen_bf16()
+from ....interpreter import (  # noqa: F401
+    in_the_interpreter,
+    pytest_configure,
+    pytest_ignore_collect,
+)
