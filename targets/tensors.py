@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,19 @@ def dense(tensor: Any) -> Any:
     if not isinstance(tensor, torch.Tensor) or tensor.numel() == 0:
         return tensor
     return aligned(tensor.detach().resolve_conj().resolve_neg().contiguous())
+
+
+def on_device(tensors: Iterable[Any]) -> contextlib.AbstractContextManager[Any]:
+    """Make the GPU that tensors lie on the current one, where Triton launches; no GPU, nothing."""
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor) and tensor.device.type == "cuda":
+            return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
+def recording() -> bool:
+    """Whether a caller is recording a CUDA graph of its own: then nothing may wait for the GPU."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def unaliased(results: list[Any], inputs: Sequence[torch.Tensor]) -> list[Any]:

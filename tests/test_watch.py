@@ -117,3 +117,14 @@ def test_weights_without_versions_are_refused():
         weight = torch.ones(3)
     with pytest.raises(StaleWeightsError, match="inference_mode"):
         WeightWatch([weight])
+
+
+def test_nothing_waits_for_values_while_a_caller_records(monkeypatch):
+    weights = [torch.randn(8)]
+    seen = WeightWatch(weights)
+    weights[0].data.add_(1)
+    monkeypatch.setattr(watch, "recording", lambda: True)
+    assert not seen.changed(weights)
+    assert seen.changed([torch.randn(8)])
+    monkeypatch.setattr(watch, "recording", lambda: False)
+    assert seen.changed(weights)

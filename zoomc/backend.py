@@ -24,9 +24,11 @@ from .capture import (
     weight_position,
 )
 from .errors import FallbackError, ZoomcError
+from .kernels.errors import first_line
 from .options import Options
 from .record import Record, announce
 from .targets.constants import Constants
+from .targets.tensors import on_device
 from .watch import WeightWatch
 
 _DTYPES = {"model": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -148,7 +150,8 @@ class CompiledGraph:
         if key in self._variants:
             self._variants.move_to_end(key)
             return self._variants[key]
-        variant = self._compile(args)
+        with on_device(args):
+            variant = self._compile(args)
         self._variants[key] = variant
         while len(self._variants) > self.options.variants:
             self._variants.popitem(last=False)
@@ -213,7 +216,7 @@ class CompiledGraph:
 
     def _eager(self, error: Exception, record: Record) -> Variant:
         """Run the whole graph in eager, because it could not be captured."""
-        reason = f"the graph could not be exported: {str(error).strip().splitlines()[0]}"
+        reason = f"the graph could not be exported: {first_line(error)}"
         if self.options.fallback == "error":
             raise FallbackError(reason) from error
         warnings.warn(f"zoomc runs this graph in eager: {reason}", stacklevel=2)

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import cli_tune
 from .errors import ZoomcError, nearest
+from .kernels.errors import first_line
 from .zoom.settings import DEFAULT_GUIDANCE, DIRECTIONS, Prompts, ZoomSettings
 
 _EXAMPLES = """examples:
@@ -364,7 +365,7 @@ def _check_device(name: str | None) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ZoomcError(f"cannot use the device {name!r}: {reason}") from None
 
 

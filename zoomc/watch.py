@@ -9,6 +9,7 @@ import torch
 
 from .errors import StaleWeightsError
 from .targets.pages import CODES
+from .targets.tensors import recording
 
 #: Pause between calls, in seconds, after which all of the weights are read again. The steps of a
 #: denoising loop follow each other faster, so they pay for a look at a few samples only.
@@ -31,7 +32,8 @@ class WeightWatch:
     ``.data`` write to a few elements of a large model within seconds of a call, or to the codes of
     a compressed one, whose pages need not be in memory: ``zoomc.refresh(model)`` covers that.
 
-    Values are compared where they lie: a call waits for a GPU's answer once, and for no copies.
+    Values are compared where they lie: a call waits for a GPU's answer once, and for no copies. One
+    that a caller records in a CUDA graph of its own cannot wait, and compares no values.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
@@ -64,6 +66,8 @@ class WeightWatch:
         """Whether these are other weights than the remembered ones, or hold other values."""
         if _state(weights) != self._state:
             return True
+        if recording():
+            return False
         if self._small or time.monotonic() - self._last > READ_AFTER:
             return _differ(_checksum(self._weights), self._checksum)
         return _differ(_sample(self._views), self._sample)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...kernels.errors import first_line
 from ...kernels.triton.gpu import Gpu
 from ...kernels.triton.kernel import Kernel
 from ...kernels.triton.run import compile_for, execute, symbol
 from ..constants import Constants
-from ..tensors import dense, unaliased
+from ..tensors import dense, on_device, recording, unaliased
 from ..tvm.plan import graph_outputs
 from .leftovers import Leftovers
 from .plan import ExtraOf, Plan, Run, Step, View
@@ -98,6 +99,8 @@ class GpuExecutable:
 
     def bind(self) -> None:
         """Take the weights as they are now; a recording of others is dropped, with its memory."""
+        if self._replay is not None:
+            self._replay.wait()
         self._replay = None
         self._evaluated.clear()
         self._bound.clear()
@@ -111,12 +114,16 @@ class GpuExecutable:
 
     def __call__(self, *inputs: torch.Tensor) -> list[Any]:
         """Run the graph on tensors for its placeholders."""
-        with self._lock, torch.no_grad():
-            if self._graph and self._replay is None:
-                self._record(inputs)
-            if self._replay is not None:
-                return self._replay(inputs)
-            return unaliased(self._run(inputs), inputs)
+        with self._lock, torch.no_grad(), on_device(inputs):
+            # A caller's own recording takes the launches up: in it there can be no other.
+            if self._graph and not recording():
+                if self._replay is None:
+                    self._record(inputs)
+                if self._replay is not None:
+                    return self._replay(inputs)
+            # Results, too, must be the caller's alone: neither an input's memory nor a constant's.
+            results = self._run(inputs)
+            return unaliased(results, [*inputs, *self._evaluated.values()])
 
     def _record(self, inputs: Sequence[torch.Tensor]) -> None:
         """Record the step; where that cannot be, say why and run it launch by launch."""
@@ -125,7 +132,7 @@ class GpuExecutable:
         except RuntimeError as error:
             torch.cuda.synchronize()
             self._graph = False
-            self.report["cuda_graph"] = f"not recorded: {str(error).strip().splitlines()[0]}"
+            self.report["cuda_graph"] = f"not recorded: {first_line(error)}"
 
     def _run(
         self,
@@ -187,7 +194,7 @@ class GpuExecutable:
 
         values: dict[fx.Node | ExtraOf, Any] = dict(zip(self._placeholders, inputs, strict=True))
         rows = []
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), on_device(inputs):
             for node in self._gm.graph.nodes:
                 if node.op not in {"call_function", "get_attr"}:
                     continue
@@ -218,7 +225,7 @@ class GpuExecutable:
             name = self._symbol(kernel)
             rows[-1][name] = rows[-1].get(name, 0.0) + elapsed(go, self._interpreted)
 
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), on_device(inputs):
             for _ in range(rounds):
                 rows.append({})
                 self._run(inputs, timed)

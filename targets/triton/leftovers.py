@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...kernels.errors import first_line
+
 
 @dataclass
 class Leftovers:
@@ -73,10 +75,13 @@ class Leftovers:
                 for v in values[: len(self.inputs)]
             ]
             try:
-                compiled = torch._inductor.compile(self.module(), examples)
+                # Graphs of its own could not be recorded as a part of the step's.
+                compiled = torch._inductor.compile(
+                    self.module(), examples, {"triton.cudagraphs": False}
+                )
                 with torch.no_grad():
                     compiled(*examples)  # what it does at its first call, it does now
             except Exception as error:
-                self.reason = f"Inductor cannot compile it: {str(error).strip().splitlines()[0]}"
+                self.reason = f"Inductor cannot compile it: {first_line(error)}"
             else:
                 self.call, self.reason = compiled, None

@@ -130,9 +130,9 @@ def test_inductor_takes_what_the_executable_gives_it(monkeypatch):
     assert not plan.kernels
     inductor, examples = torch._inductor.compile, []
 
-    def noted(module, given):
+    def noted(module, given, options):
         examples.extend(given)
-        return inductor(module, given)
+        return inductor(module, given, options)
 
     monkeypatch.setattr(torch._inductor, "compile", noted)
     for step in steps:
