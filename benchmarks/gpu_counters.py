@@ -49,7 +49,7 @@ def heaviest(machine: Gpu, name: str, count: int) -> list[dict[str, Any]]:
         group = groups.setdefault(row["symbol"], {"calls": 0, "kernel": choices[row["node"]]})
         group["calls"] += 1
     for symbol, group in groups.items():
-        group["seconds"] = record.kernel_seconds[symbol]
+        group["seconds"] = record.profile.kernels[symbol]
     return sorted(groups.values(), key=lambda group: -group["seconds"])[:count]
 
 

@@ -3,10 +3,14 @@
     python benchmarks/step.py --weights int4
     python benchmarks/step.py --weights keep --dtype fp32 --isa avx512
 
-Kernels are timed inside the compiled graph. A kernel's floor is the longer of two times: its
-operations at the rate of products that touch no memory (the instruction that the path multiplies
-with), and its bytes, each read or written once, at the rate at which memory is read. Norms and
-quantisation that ride in the kernel of a convolution or a linear count there.
+Kernels are timed inside the compiled graph, and norms and quantisation by the stamps of the
+kernels they ride in. Norms are group norms' statistics, and layer norms with the quantisation
+that goes row by row with them; quantisation applies group norms and activations on its way.
+
+A product's floor is the longer of two times: its operations at the rate of products that touch no
+memory (the instruction that the path multiplies with), and its bytes, each read or written once,
+at the rate at which memory is read. What comes before it takes at least the time to read its
+input.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import re
 import time
 from collections import defaultdict
+from typing import Any
 
 import torch
 from contender import DTYPES, cast
@@ -30,6 +35,10 @@ import zoomc
 
 #: Kinds of kernels by what their names start with; the rest is the pointwise and reduction code.
 KINDS = {"conv2d": "convolutions", "linear": "linears", "attention": "attention", "norm": "norms"}
+REST = "everything else"
+
+#: Kinds of what comes before a product in its kernel.
+STAGES = {"norm": "norms", "quantise": "quantisation", "prepare": "layout, padding"}
 
 _GB = 1 << 30
 
@@ -45,9 +54,18 @@ def bandwidth() -> float:
     return _GB / min(times)
 
 
-def kind(name: str) -> str:
-    """What a kernel of that name computes."""
-    return next((k for start, k in KINDS.items() if name.startswith(start)), "everything else")
+def kind(name: str, stage: str = "product") -> str:
+    """What a stage of a kernel of that name computes."""
+    before = STAGES.get(stage)
+    return before or next((k for start, k in KINDS.items() if name.startswith(start)), REST)
+
+
+def stages(kernel: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Operations and bytes of a kernel's stages, or of all of it as one."""
+    found = kernel.get("stages") or {"product": kernel["bytes"]}
+    early = {name: (0, reads) for name, reads in found.items() if name != "product"}
+    rest = kernel["bytes"] - max((reads for _, reads in early.values()), default=0)
+    return early | {"product": (kernel["flops"], rest)}
 
 
 def main() -> None:
@@ -79,18 +97,18 @@ def main() -> None:
     for kernel in graph["kernels"]:
         coded = re.search(r"_int\d", kernel["name"]) is not None
         peak = peaks[coded]
-        moved = kernel["bytes"] / memory
-        floor = max(kernel["flops"] / peak if peak else 0.0, moved)
-        row = rows[kind(kernel["name"])]
-        row["kernels"] += 1
-        row["flops"] += kernel["flops"]
-        row["bytes"] += kernel["bytes"]
-        row["floor"] += floor
+        for stage, (operations, moved) in stages(kernel).items():
+            row = rows[kind(kernel["name"], stage)]
+            row["kernels"] += 1
+            row["flops"] += operations
+            row["bytes"] += moved
+            row["floor"] += max(operations / peak if peak else 0.0, moved / memory)
     names = {kernel["symbol"]: kernel["name"] for kernel in graph["kernels"]}
     for symbol, seconds in graph["kernel_seconds"].items():
-        rows[kind(names.get(symbol, symbol))]["seconds"] += seconds
+        for stage, part in graph["stage_seconds"].get(symbol, {"product": seconds}).items():
+            rows[kind(names.get(symbol, symbol), stage)]["seconds"] += part
     table = Table(title=f"{arguments.model}, {arguments.weights}, {machine.name}, {cpu_name()}")
-    for column in ("", "kernels", "ms", "of the step", "floor, ms", "GOP", "MB"):
+    for column in ("", "in kernels", "ms", "of the step", "floor, ms", "GOP", "MB"):
         table.add_column(column, justify="left" if not column else "right")
     total = sum(row["seconds"] for row in rows.values())
     for name, row in [*sorted(rows.items(), key=lambda r: -r[1]["seconds"])]:

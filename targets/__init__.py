@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .profile import Profile
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, fx
@@ -43,8 +45,8 @@ class Executable(Protocol):
         """Each kernel's error against its reference on these inputs."""
         ...
 
-    def profile(self, *inputs: Tensor) -> dict[str, float]:
-        """Seconds a step spends in each kernel, by symbol."""
+    def profile(self, *inputs: Tensor) -> Profile:
+        """Seconds a step spends in each kernel."""
         ...
 
     def source(self) -> list[tuple[str, str]]:
@@ -118,9 +120,9 @@ class Eager:
         """Nothing is generated."""
         return []
 
-    def profile(self, *_: Tensor) -> dict[str, float]:
+    def profile(self, *_: Tensor) -> Profile:
         """Nothing is generated."""
-        return {}
+        return Profile()
 
     def source(self) -> list[tuple[str, str]]:
         """Nothing is generated."""

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from zoomc.kernels.tir.isa import isa
 
 import zoomc
 from tests.models import MODELS
@@ -70,3 +71,53 @@ class Sorts(nn.Module):
 
     def forward(self, x):
         return torch.sort(x * 2)[0]
+
+
+class Normed(nn.Module):
+    """A convolution and a linear, each behind its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.GroupNorm(4, 64), nn.Conv2d(64, 64, 3, padding=1)
+        self.rows, self.linear = nn.LayerNorm(64), nn.Linear(64, 96)
+
+    def forward(self, x):
+        x = self.conv(nn.functional.silu(self.norm(x)))
+        return self.linear(self.rows(x.flatten(2).transpose(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "conv", "linear"),
+    [
+        ("int8", ["norm", "quantise", "product"], ["norm", "product"]),
+        ("keep", ["norm", "prepare", "product"], ["norm", "product"]),
+    ],
+)
+def test_a_profile_tells_the_stages_of_a_kernel(weights, conv, linear):
+    model = Normed().eval().requires_grad_(False)
+    x = torch.randn(2, 64, 24, 24)
+    report = zoomc.explain(model, x, options={"weights": weights}, profile=True)
+    (graph,) = report.to_dict()["graphs"]
+    counts = isa().lanes >= 8
+    found = {symbol.split("_")[0]: parts for symbol, parts in graph["stage_seconds"].items()}
+    assert {name: list(parts) for name, parts in found.items()} == (
+        {"conv2d": conv, "linear": linear} if counts else {}
+    )
+    for parts in found.values():
+        assert all(seconds > 0 for seconds in parts.values())
+    for kernel in graph["kernels"]:
+        reads = kernel["stages"]
+        parts = found.get(kernel["name"].split("_")[0], {})
+        assert list(reads) == list(parts)
+        if len(parts) > 1:
+            *before, product = reads.values()
+            assert product == 0 and set(before) == {2 * 64 * 24 * 24 * 4}
+    assert ("(norm " in report.text(2)) == counts
+
+
+def test_without_a_profile_nothing_is_timed():
+    model = Normed().eval().requires_grad_(False)
+    report = zoomc.explain(model, torch.randn(1, 64, 8, 8))
+    (graph,) = report.to_dict()["graphs"]
+    assert graph["stage_seconds"] == graph["kernel_seconds"] == {}
+    assert "(norm " not in report.text(2)

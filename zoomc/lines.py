@@ -181,6 +181,10 @@ def kernel_lines(graph: Mapping[str, Any], notes: bool) -> list[str]:
         line = (
             f"  {len(group):5d} {flops / 1e9:8.2f} {moved / 1e6:8.1f} {timed}  {group[0]['name']}"
         )
+        parts = graph["stage_seconds"].get(group[0]["symbol"], {})
+        if len(parts) > 1:
+            whole = sum(parts.values())
+            line += f" ({', '.join(f'{name} {part / whole:.0%}' for name, part in parts.items())})"
         if notes:
             line += "".join(f" {k}={v}" for k, v in group[0]["notes"].items())
         lines.append(line)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .options import Options
+from .targets.profile import Profile
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ class Record:
         executable: what the target made, with its ``report``.
         fallbacks: nodes left to eager, with reasons.
         validation: each kernel's error against its reference, where asked for.
-        kernel_seconds: each kernel's seconds a step, by symbol, where asked for.
+        profile: each kernel's seconds a step, where asked for.
     """
 
     def __init__(self, options: Options) -> None:
@@ -46,7 +47,7 @@ class Record:
         self.executable: Executable | None = None
         self.fallbacks: list[dict[str, Any]] = []
         self.validation: list[dict[str, Any]] = []
-        self.kernel_seconds: dict[str, float] = {}
+        self.profile = Profile()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -66,7 +67,7 @@ class Record:
         if self.options.validate:
             self.validation = self.executable.validate(*inputs)  # type: ignore[union-attr]
         if self.options.debug >= PROFILE_LEVEL or any(profile for _, profile in _collectors):
-            self.kernel_seconds = self.executable.profile(*inputs)  # type: ignore[union-attr]
+            self.profile = self.executable.profile(*inputs)  # type: ignore[union-attr]
 
     def fail(self, reason: str) -> None:
         """Note that the whole graph runs in eager."""

@@ -19,6 +19,7 @@ from ..tir.key import call_key
 from ..tir.micro_int8 import micro as choose
 from ..tir.primfunc import check_sizes, prim_func
 from ..tir.quantise import Blocks, ImagePixels
+from ..tir.stages import NORM, PRODUCT, QUANTISE, Stages
 from . import extremes, maps, statistics
 
 
@@ -48,10 +49,11 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     codes = Codes.of(call, micro, gated=False)
     product = IntegerProduct.of(isa, layout, rows, shape.taps(), codes, finishing(call), call.plan)
     norm, given = bool(call["norm_groups"]), call["bounds"] is not None
+    stages = Stages.of(isa, inputs, *([NORM] if norm else []), QUANTISE)
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
     operands |= coded.operands(call, product, -1) | optional(call)
-    scratch = {"a": layout.spec}
+    scratch = stages.scratch() | {"a": layout.spec}
     if norm:
         scratch |= statistics.scratch(images, shape.height, channels)
     scratch |= extremes.scratch(
@@ -68,6 +70,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         activation, found = call["pre_activation"], None
         least = -LIMIT - 1 if given else None
         if norm:
+            stages.begin(NORM, named)
             statistics.emit(
                 isa,
                 sources,
@@ -81,8 +84,9 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
                 bias=named.get("norm_bias"),
                 eps=call["norm_eps"],
             )
-            if not given:
-                found = extremes.of_channels(isa, named, shape.height, channels)
+        stages.begin(QUANTISE, named)
+        if norm and not given:
+            found = extremes.of_channels(isa, named, shape.height, channels)
         elif not given:
             found = extremes.of_inputs(
                 isa, sources, shape.channels, named, images, shape.height, shape.width
@@ -113,6 +117,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             residual=named.get("residual"),
             integer=IntegerSums(named["factors"], named["scales"], named["corrections"], pitch),
         )
+        stages.begin(PRODUCT, named)
         product.emit(
             named["a"],
             named["panels"],
@@ -121,6 +126,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             buffers[-len(work) :],
             epilogue,
         )
+        stages.end(named)
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
     texts = [*convert.texts(isa), product.micro.text, *codes.texts(isa), *short.texts(isa)]
@@ -135,5 +141,6 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         flops=2 * call.out.numel * math.prod(weight.spec.shape[1:]) * codes.steps // codes.depth,
         notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.plan)},
         plan=product.plan,
+        stages=stages.reads,
         nearby=product.nearby,
     )

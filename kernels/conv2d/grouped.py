@@ -15,6 +15,7 @@ from ..tir.key import call_key
 from ..tir.layout import Layout
 from ..tir.memory import load, splat, store, typed
 from ..tir.primfunc import prim_func
+from ..tir.stages import NORM, PREPARE, PRODUCT, Stages
 
 Expr = Any
 
@@ -37,7 +38,8 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
     taps = TensorSpec((down, across, per_group, outputs), torch.float32)
 
     operands = {f"input{i}": Operand((v,)) for i, v in enumerate(inputs)}
-    scratch: dict[str, TensorSpec] = {}
+    stages = Stages.of(isa, inputs, *([NORM] if call["norm_groups"] else []), PREPARE)
+    scratch = stages.scratch()
     if weight.constant:
         pack = Pack.of("taps", lambda w: w.float().permute(2, 3, 1, 0), taps)
         operands["taps"] = Operand((weight,), pack)
@@ -60,7 +62,8 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             ):
                 value = load(named["weight"], [(o * per_group + c) * area + tap])
                 T.buffer_store(named["taps"], value, [(tap * per_group + c) * outputs + o])
-        prepare.emit(named)
+        prepare.emit(named, stages)
+        stages.begin(PRODUCT, named)
 
         def one(pixel: Expr, base: Expr, image: Expr, o: Expr, n: int) -> None:
             held = T.alloc_buffer((n,), "float32", scope="local")
@@ -96,6 +99,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             if rest:
                 with T.serial(rest) as i:
                     one(pixel, base, image, whole * lanes + i, 1)
+        stages.end(named)
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values()]
     return Kernel(
@@ -107,4 +111,5 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         tuple(scratch.values()),
         flops=2 * call.out.numel * math.prod(weight.spec.shape[1:]),
         notes={"lanes": lanes, "depthwise": depthwise},
+        stages=stages.reads,
     )

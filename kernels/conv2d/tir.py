@@ -27,6 +27,7 @@ from ..tir.pack import (
     round_up,
 )
 from ..tir.primfunc import check_sizes, prim_func
+from ..tir.stages import NORM, PREPARE, PRODUCT, Stages
 from . import coded, grouped, maps, statistics
 from .phases import Phases
 
@@ -138,6 +139,9 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         scratch["columns"] = TensorSpec((panels * micro.columns,), torch.float32)
     operands |= optional(call)
     prepare = None if direct else Preparation(call, isa, shape, layout)
+    norm = [NORM] if call["norm_groups"] else []
+    stages = Stages.of(isa, inputs, *norm, *([PREPARE] if prepare else []))
+    scratch = stages.scratch() | scratch
     if prepare:
         a_dtype = torch.float32 if micro.a == "float32" else torch.bfloat16
         scratch |= prepare.scratch(a_dtype, slack=micro.rows)
@@ -163,7 +167,8 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
         if "bias" in named:
             pack_columns(named["bias"], named["columns"], columns, micro, gated=False)
         if prepare:
-            prepare.emit(named)
+            prepare.emit(named, stages)
+        stages.begin(PRODUCT, named)
         epilogue = Epilogue(
             isa,
             micro,
@@ -185,6 +190,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             finish,
             named.get("offsets"),
         )
+        stages.end(named)
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
     return Kernel(
@@ -202,6 +208,7 @@ def conv2d(call: Call, isa: Isa) -> Kernel:
             **dataclasses.asdict(product.plan),
         },
         plan=product.plan,
+        stages=stages.reads,
         nearby=product.nearby,
     )
 
@@ -242,11 +249,12 @@ class Preparation:
             named |= statistics.scratch(shape.images, shape.height, sum(shape.channels))
         return named
 
-    def emit(self, named: dict[str, Any]) -> None:
-        """Emit them."""
+    def emit(self, named: dict[str, Any], stages: Stages) -> None:
+        """Emit them, with stamps of when they begin."""
         call, shape = self.call, self.shape
         inputs = [named[f"input{i}"] for i in range(len(shape.channels))]
         if call["norm_groups"]:
+            stages.begin(NORM, named)
             statistics.emit(
                 self.isa,
                 inputs,
@@ -260,6 +268,7 @@ class Preparation:
                 bias=named.get("norm_bias"),
                 eps=call["norm_eps"],
             )
+        stages.begin(PREPARE, named)
         maps.write(
             self.isa,
             lambda image: self.layout,

@@ -18,6 +18,7 @@ from ..tir.key import call_key
 from ..tir.micro_int8 import micro as choose
 from ..tir.pack import round_up
 from ..tir.primfunc import check_sizes, prim_func
+from ..tir.stages import NORM, PRODUCT, QUANTISE, Stages
 
 
 def linear(call: Call, isa: Isa) -> Kernel:
@@ -43,7 +44,10 @@ def linear(call: Call, isa: Isa) -> Kernel:
             inputs[name] = Operand((call[name],))
     if residual is not None:
         inputs["residual"] = Operand((residual,))
-    scratch = {
+    # A layer norm's rows are quantised as soon as they are known: one stage.
+    prepare = NORM if call["norm"] else QUANTISE
+    stages = Stages.of(isa, [x], prepare)
+    scratch = stages.scratch() | {
         "a": layout.spec,
         "scales": TensorSpec((count,), torch.float32),
         "row": TensorSpec((isa.threads * k,), torch.float32),
@@ -61,6 +65,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
             call["norm_eps"],
             call["pre_activation"],
         )
+        stages.begin(prepare, named)
         quantise.rows(
             layout,
             source,
@@ -80,6 +85,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
             residual=named.get("residual"),
             integer=IntegerSums(named["factors"], named["scales"], named.get("correction")),
         )
+        stages.begin(PRODUCT, named)
         product.emit(
             named["a"],
             named["panels"],
@@ -88,6 +94,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
             buffers[-len(work) :],
             epilogue,
         )
+        stages.end(named)
 
     specs = [*(o.spec for o in inputs.values()), call.out, *scratch.values(), *work]
     texts = [*convert.texts(isa), product.micro.text, *codes.texts(isa), *quantise.lane_texts(isa)]
@@ -102,5 +109,6 @@ def linear(call: Call, isa: Isa) -> Kernel:
         flops=2 * count * columns * k * codes.steps // codes.depth,
         notes={"micro": product.micro.name, "bits": codes.bits, **dataclasses.asdict(product.plan)},
         plan=product.plan,
+        stages=stages.reads,
         nearby=product.nearby,
     )

@@ -25,6 +25,7 @@ from ..tir.pack import (
     round_up,
 )
 from ..tir.primfunc import check_sizes, prim_func
+from ..tir.stages import NORM, PREPARE, PRODUCT, Stages
 from . import coded
 from . import matmul as _matmul  # noqa: F401 - registers its lowering
 
@@ -93,6 +94,9 @@ def linear(call: Call, isa: Isa) -> Kernel:
     if prepared:
         a_dtype = torch.float32 if micro.a == "float32" else torch.bfloat16
         scratch["a"] = TensorSpec((layout.elements(round_up(count, micro.rows)),), a_dtype)
+    prepare = NORM if call["norm"] else PREPARE
+    stages = Stages.of(isa, [x], *([prepare] if prepared else []))
+    scratch = stages.scratch() | scratch
     work = product.scratch()
     flops = 2 * count * columns * k
 
@@ -114,6 +118,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
         if "bias" in named:
             pack_columns(named["bias"], named["columns"], columns, micro, gated)
         if prepared:
+            stages.begin(prepare, named)
             normalise.rows(
                 layout,
                 named["x"],
@@ -135,6 +140,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
             activation=call["activation"],
             residual=named.get("residual"),
         )
+        stages.begin(PRODUCT, named)
         product.emit(
             named["a"] if prepared else named["x"],
             named["panels"],
@@ -143,6 +149,7 @@ def linear(call: Call, isa: Isa) -> Kernel:
             epilogue,
             named.get("offsets"),
         )
+        stages.end(named)
 
     specs = [*(o.spec for o in operands.values()), call.out, *scratch.values(), *work]
     absorbed = [call["activation"]] if call["activation"] != "none" else []
@@ -156,5 +163,6 @@ def linear(call: Call, isa: Isa) -> Kernel:
         flops=kept.part(flops) if kept else flops,
         notes={"micro": product.micro.name, **dataclasses.asdict(product.plan)},
         plan=product.plan,
+        stages=stages.reads,
         nearby=product.nearby,
     )

@@ -137,6 +137,8 @@ class Kernel:
         cost: what it is expected to take, in units of its family: to choose between arithmetics.
         notes: choices worth explaining (tiles, path, ...).
         plan: the choices tuning may change, a dataclass of plain values; None where there are none.
+        stages: what its first scratch tensor holds the times of, see :mod:`.stages`: by name,
+            bytes of its inputs that each stage reads.
         nearby: plans that differ from ``plan`` in one choice, all for the same result but for
             rounding, from the same operands.
     """
@@ -151,6 +153,7 @@ class Kernel:
     cost: float = 0.0
     notes: Mapping[str, Any] = field(default_factory=dict)
     plan: Any = None
+    stages: Mapping[str, int] = field(default_factory=dict)
     nearby: Callable[[], Iterable[Any]] = tuple
 
     @property

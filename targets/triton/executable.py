@@ -15,6 +15,7 @@ from ...kernels.triton.gpu import Gpu
 from ...kernels.triton.kernel import Kernel
 from ...kernels.triton.run import compile_for, execute, symbol
 from ..constants import Constants
+from ..profile import Profile
 from ..tensors import dense, on_device, recording, unaliased
 from ..tvm.plan import graph_outputs
 from .leftovers import Leftovers
@@ -217,7 +218,7 @@ class GpuExecutable:
                         )
         return rows
 
-    def profile(self, *inputs: torch.Tensor, rounds: int = 5) -> dict[str, float]:
+    def profile(self, *inputs: torch.Tensor, rounds: int = 5) -> Profile:
         """Median seconds a step spends in each kernel, by symbol, launch by launch."""
         rows: list[dict[str, float]] = []
 
@@ -229,7 +230,7 @@ class GpuExecutable:
             for _ in range(rounds):
                 rows.append({})
                 self._run(inputs, timed)
-        return {name: sorted(row[name] for row in rows)[rounds // 2] for name in rows[0]}
+        return Profile({name: sorted(row[name] for row in rows)[rounds // 2] for name in rows[0]})
 
     def source(self) -> list[tuple[str, str]]:
         """Each launch's symbol and assembly."""

@@ -164,6 +164,7 @@ class CpuTarget:
                     "flops": kernel.flops,
                     "bytes": kernel.nbytes,
                     "activation_bytes": kernel.activation_nbytes,
+                    "stages": dict(kernel.stages),
                     "notes": dict(kernel.notes),
                 }
                 for node, kernel in plan.kernels.items()

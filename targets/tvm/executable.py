@@ -15,6 +15,7 @@ from torch import fx
 from ...kernels.tir.kernel import Kernel
 from ...kernels.tir.run import as_storage
 from ..constants import Constants
+from ..profile import Profile
 from ..tensors import dense, unaliased
 from .library import Compiled
 from .plan import Plan, graph_outputs
@@ -109,8 +110,8 @@ class GraphExecutable:
             (c.symbol, str(c.library.mod.inspect_source("ll"))) for c in self._compiled.values()
         ]
 
-    def profile(self, *inputs: torch.Tensor, rounds: int = 5) -> dict[str, float]:
-        """Median seconds a step spends in each kernel, by symbol."""
+    def profile(self, *inputs: torch.Tensor, rounds: int = 5) -> Profile:
+        """Median seconds a step spends in each kernel, and in each of its stages."""
         from .inspect import profile
 
         def run(machine: Any) -> None:
@@ -118,8 +119,9 @@ class GraphExecutable:
                 inputs, {s.name: machine[s.name] for s in self._steps if isinstance(s, Segment)}
             )
 
+        kernels = {self._compiled[k.key].symbol: k for k in self._plan.kernels.values()}
         with self._lock:
-            return profile(self._code, run, rounds) if self._code else {}
+            return profile(self._code, run, rounds, kernels) if self._code else Profile()
 
     def bind(self) -> None:
         """Pack the weights as they are now; called again after they changed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from tvm import relax
 
 from ...kernels.tir.kernel import Kernel, TensorSpec
 from ...kernels.tir.run import as_storage
+from ...kernels.tir.stages import parts
 from ..constants import Constants
+from ..profile import Profile
 from ..tensors import dense
 from .plan import Plan
 
@@ -86,24 +88,40 @@ def compare(actual: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
 
 
 def profile(
-    executable: relax.VMExecutable, run: Callable[[relax.VirtualMachine], None], rounds: int
-) -> dict[str, float]:
-    """Median seconds of each kernel symbol over all its calls in one step."""
+    executable: relax.VMExecutable,
+    run: Callable[[relax.VirtualMachine], None],
+    rounds: int,
+    kernels: Mapping[str, Kernel],
+) -> Profile:
+    """Median seconds over all calls in one step; ``kernels`` are those of the symbols."""
     machine = relax.VirtualMachine(executable, tvm.cpu(), memory_cfg="pooled")
     run(machine)
-    steps: list[dict[str, float]] = []
+    steps: list[dict[tuple[str, str], float]] = []
     started = 0.0
 
-    def instrument(_: Any, symbol: str, before: bool, *__: Any) -> int:
+    def instrument(_: Any, symbol: str, before: bool, __: Any, *args: Any) -> int:
         nonlocal started
         if before:
             started = time.perf_counter()
-        else:
-            steps[-1][symbol] = steps[-1].get(symbol, 0.0) + time.perf_counter() - started
+            return 0
+        seconds, step = time.perf_counter() - started, steps[-1]
+        step[symbol, ""] = step.get((symbol, ""), 0.0) + seconds
+        kernel = kernels.get(symbol)
+        if kernel and kernel.stages:
+            stamps = torch.utils.dlpack.from_dlpack(args[len(kernel.operands) + 1]).tolist()
+            for name, part in parts(tuple(kernel.stages), stamps).items():
+                step[symbol, name] = step.get((symbol, name), 0.0) + seconds * part
         return 0
 
     machine.set_instrument(tvm_ffi.convert(instrument))
     for _ in range(rounds):
         steps.append({})
         run(machine)
-    return {s: sorted(step.get(s, 0.0) for step in steps)[rounds // 2] for s in steps[0]}
+    result = Profile()
+    for symbol, name in steps[0]:
+        median = sorted(step.get((symbol, name), 0.0) for step in steps)[rounds // 2]
+        if name:
+            result.stages.setdefault(symbol, {})[name] = median
+        else:
+            result.kernels[symbol] = median
+    return result

@@ -148,7 +148,7 @@ def test_looking_inside():
     _, records = run(Block(), *inputs(1), validate=True, debug=2)
     rows = records[0].validation
     assert rows and all(row["error"] < 1e-5 and row["finite"] for row in rows)
-    assert set(records[0].kernel_seconds) == {
+    assert set(records[0].profile.kernels) == {
         k["symbol"] for k in records[0].executable.report["kernels"]
     }
     assert "conv2d_3x3" in str(zoomc.explain(Block(), *inputs(1), options=TARGET))
