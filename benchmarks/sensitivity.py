@@ -23,7 +23,7 @@ from quality import ELSEWHERE, Call, Scenes, Unet, paint, pipeline_of, relative
 from rich.console import Console
 from rich.progress import track
 from zoomc.kernels.weights import Encoding, decode, encode
-from zoomc.passes.encode import TINY
+from zoomc.passes.candidates import TINY
 
 Noted = Sequence[tuple[Call, torch.Tensor]]
 

@@ -16,7 +16,7 @@ from .attention import ATTENTION_RULES, PARTS_RULES
 from .canonicalize import CANONICAL_RULES
 from .channels_last import CHANNELS_LAST_RULES
 from .constants import constant_nodes, mark_constants
-from .context import Context, Layer, Moments, PassRecord, Ranges, Trace
+from .context import Context, Layer, Moments, PassRecord, Ranges, Smoothing, Trace
 from .cse import merge_equal
 from .dtype import set_dtype
 from .encode import encode_weights
@@ -114,6 +114,7 @@ __all__ = [
     "Pass",
     "PassRecord",
     "Ranges",
+    "Smoothing",
     "Trace",
     "Validator",
     "constant_nodes",

@@ -21,6 +21,10 @@ Moments = dict[Key, torch.Tensor]
 #: The least and the largest value that products read, and 0: fp32 ``(2,)``.
 Ranges = dict[Key, torch.Tensor]
 
+#: What the norm before a weight is divided by, and the weight's input channels are multiplied by:
+#: fp32, one a channel; None where nothing is gained.
+Smoothing = dict[Key, torch.Tensor | None]
+
 #: Says of such a node what it is expected to take, in units of its operator's.
 Cost = Callable[[fx.Node, set[fx.Node]], float]
 
@@ -48,8 +52,10 @@ class Context:
             by running ``inputs``. None leaves activations out.
         ranges: the same for the scales of activations. None leaves it to every call to find
             scales for what it reads.
-        inputs: one tensor for each placeholder; needed for ``max_error``, ``moments`` and
-            ``ranges`` only.
+        smoothing: the same for what norms give the weights behind them. None leaves norms alone,
+            and so do ``ranges``: those of smoothed layers would be others.
+        inputs: one tensor for each placeholder; needed for ``max_error``, ``moments``, ``ranges``
+            and ``smoothing`` only.
         refuses: why the target cannot run a node, given which of its inputs are constant; None
             if it can.
         weight_only: why the target would rather not quantise what a layer with coded weights
@@ -68,6 +74,7 @@ class Context:
     max_error: float | None = None
     moments: Moments | None = None
     ranges: Ranges | None = None
+    smoothing: Smoothing | None = None
     inputs: Sequence[torch.Tensor] = ()
     refuses: Refuses = _nothing
     weight_only: Refuses = _nothing
@@ -100,6 +107,7 @@ class Layer:
         weight_only: why what it reads is not quantised although its weight is; else empty.
         bounds: the ends of what it reads, where scales were to be known in advance and are.
         dynamic: why they are not, where they were to be; else empty.
+        smoothed: input channels whose size the norm before shares with the weight.
         error: the layer's own relative error on the measured inputs, if measured.
         errors: the same with each encoding that was tried, by its spelling.
     """
@@ -113,6 +121,7 @@ class Layer:
     weight_only: str = ""
     bounds: tuple[float, float] | None = None
     dynamic: str = ""
+    smoothed: int = 0
     error: float | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
 

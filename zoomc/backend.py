@@ -80,8 +80,13 @@ class CompiledGraph:
         self._moments: passes.Moments | None = {} if options.calibrate else None
         #: The same for scales: None where each call finds its own.
         self._ranges: passes.Ranges | None = {} if options.scales == "static" else None
+        #: The same for what norms give the weights behind them: None where they are left alone.
+        self._smoothing: passes.Smoothing | None = None
+        if options.calibrate and options.smooth:
+            self._smoothing = {}
         if twin:
             self._moments, self._ranges = twin._moments, twin._ranges
+            self._smoothing = twin._smoothing
         self._learned = False
         self._lock = threading.RLock()
         _LIVE.add(self)
@@ -135,7 +140,7 @@ class CompiledGraph:
         self._watch.remember(list(weights.values()))
         self._constants.forget()
         if self._learned:  # codes or scales were chosen by what the old weights made of inputs
-            for seen in (self._moments, self._ranges):
+            for seen in (self._moments, self._ranges, self._smoothing):
                 if seen is not None:
                     seen.clear()
             self._learned, same = False, False
@@ -188,6 +193,7 @@ class CompiledGraph:
                 max_error=options.max_error,
                 moments=self._moments,
                 ranges=self._ranges,
+                smoothing=self._smoothing,
                 inputs=[args[i] for i in program.inputs],
                 refuses=target.refuses,
                 weight_only=target.weight_only,
@@ -199,7 +205,9 @@ class CompiledGraph:
                 else None,
             )
             record.trace = passes.run(program.graph, context)
-            self._learned |= bool(self._moments or self._ranges)
+            # What new weights would gain from smoothing alone is no reason to compile again.
+            smoothed = any(factors is not None for factors in (self._smoothing or {}).values())
+            self._learned |= bool(self._moments or self._ranges) or smoothed
         with record.stage("target"):
             executable = target.compile(program.graph, self._constants)
         record.finish(program.graph, executable)

@@ -156,7 +156,7 @@ def _watch(
 ) -> _Seen:
     """Run the model and look at its layers."""
     from .passes.calibrate import gram
-    from .passes.encode import row_a_picture
+    from .passes.candidates import row_a_picture
 
     order: dict[str, None] = {}
     pictures: set[int] = set()

@@ -101,7 +101,15 @@ def _encoding_lines(graph: Mapping[str, Any]) -> list[str]:
         megabytes = sum(layer["bits"] for layer in group) / 8e6
         why = f"  {reason}" if reason else ""
         lines.append(f"    {len(group):5d}  {encoding:10s} {megabytes:8.2f} MB{why}")
-    return lines + _scale_lines(graph)
+    return lines + _smoothing_lines(graph) + _scale_lines(graph)
+
+
+def _smoothing_lines(graph: Mapping[str, Any]) -> list[str]:
+    """Layers that share the sizes of their input channels with the norm before."""
+    smoothed = [layer["smoothed"] for layer in graph["layers"] if layer["smoothed"]]
+    if not smoothed:
+        return []
+    return [f"  smoothing    {len(smoothed)} layers, in {sum(smoothed)} channels of norms before"]
 
 
 def _scale_lines(graph: Mapping[str, Any]) -> list[str]:

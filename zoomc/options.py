@@ -135,6 +135,12 @@ class Options:
         "choose 2- to 8-bit codes of a table by the activations of the first call's inputs: less"
         " error, a somewhat longer compilation",
     )
+    smooth: bool = _option(
+        True,
+        _flag,
+        "fold powers of two by which channels differ on the first call's inputs out of a norm and"
+        " into the coded weight behind it, where that lowers the error; with calibrate only",
+    )
     activations: str = _option(
         "auto",
         _choice("auto", "int8"),

@@ -17,6 +17,7 @@ from .encoding import Encoding, NonFiniteWeightError
 from .fit import fit_table
 from .pruning import prune
 from .scales import choose_scales, refit
+from .smoothing import divided, multiplied
 from .tables import Table
 
 #: Elements encoded at a time: fewer would pay for calls, more for memory.
@@ -38,6 +39,7 @@ def encode(
     importance: torch.Tensor | None = None,
     gram: torch.Tensor | None = None,
     pruned: bool = False,
+    factors: torch.Tensor | None = None,
 ) -> Coded:
     """Encode a weight.
 
@@ -52,6 +54,9 @@ def encode(
             activations go together (Frantar et al., GPTQ, ICLR 2023). The diagonal is the
             importance where none is given.
         pruned: the weight is pruned as the encoding says, part by part: what is zero stays so.
+        factors: what input channels are multiplied by once pruned, and what they read is divided
+            by, ``(K,)`` or ``(I,)``, see :mod:`.smoothing`. ``importance`` and ``gram`` are those
+            of before.
 
     Returns:
         the codes in the weight's own shape; see :class:`Coded`. They are chosen on the CPU, so
@@ -67,6 +72,11 @@ def encode(
         weight = weight.cpu()
         if encoding.pruning and not pruned:
             weight = prune(weight, encoding.pruning)
+        if factors is not None:
+            factors = factors.cpu()
+            weight = multiplied(weight, factors)
+            importance = None if importance is None else importance / factors.square()
+            gram = None if gram is None else divided(gram, factors)
         coded = _encode(weight, encoding, importance, gram)
     table = None if coded.table is None else coded.table.to(device)
     scale = None if coded.group_scale is None else coded.group_scale.to(device)

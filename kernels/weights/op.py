@@ -13,9 +13,12 @@ from .pruning import prune
 
 
 def _encode(
-    weight: torch.Tensor, encoding: str, gram: torch.Tensor | None = None
+    weight: torch.Tensor,
+    encoding: str,
+    gram: torch.Tensor | None = None,
+    factors: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    coded = encode(weight, Encoding.parse(encoding), gram=gram)
+    coded = encode(weight, Encoding.parse(encoding), gram=gram, factors=factors)
     nothing = torch.empty(0, dtype=torch.int8, device=weight.device)
     table = nothing if coded.table is None else coded.table.clone()
     scale = nothing.clone() if coded.group_scale is None else coded.group_scale
@@ -23,7 +26,10 @@ def _encode(
 
 
 def _encode_fake(
-    weight: torch.Tensor, encoding: str, gram: torch.Tensor | None = None
+    weight: torch.Tensor,
+    encoding: str,
+    gram: torch.Tensor | None = None,
+    factors: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     parsed, shape = Encoding.parse(encoding), weight.shape
     groups, entries, kind = (0,), 0, torch.int8
@@ -41,7 +47,8 @@ def _encode_fake(
 #: ``(codes, table, group_scale, channel_scale)`` of a weight in the encoding of that spelling, as
 #: in :func:`zoomc.kernels.weights.encode`; the two in the middle are empty for int8.
 ENCODE = declare(
-    "encode(Tensor weight, str encoding, Tensor? gram=None) -> (Tensor, Tensor, Tensor, Tensor)",
+    "encode(Tensor weight, str encoding, Tensor? gram=None, Tensor? factors=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     _encode,
     _encode_fake,
 )

@@ -10,7 +10,7 @@ from torch import nn
 from zoomc.kernels.weights import Encoding, decode, encode
 from zoomc.kernels.weights.coded import bits
 from zoomc.passes import Context, PassRecord, run
-from zoomc.passes.encode import row_a_picture
+from zoomc.passes.candidates import row_a_picture
 from zoomc.passes.ops import CONV2D, LINEAR
 from zoomc.passes.rewrite import arguments
 
