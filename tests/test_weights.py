@@ -126,6 +126,64 @@ def test_variants_share_static_scales_and_new_weights_get_new_ones(block):
     assert all(row["error"] < 1e-5 for record in records for row in record.validation)
 
 
+class Normed(nn.Module):
+    """A gated linear behind a norm that makes a few channels large."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.gated = nn.LayerNorm(128), nn.Linear(128, 1024)
+        self.norm.weight.data[::40] *= 30
+        nn.init.normal_(self.gated.weight, std=0.1)  # as trained weights are spread
+        self.eval().requires_grad_(False)
+
+    def forward(self, x):
+        value, gate = self.gated(self.norm(x)).chunk(2, dim=-1)
+        return value * nn.functional.gelu(gate)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_smoothing_through_the_compiler_and_new_weights_are_smoothed_anew(weights):
+    model, x = Normed(), torch.randn(333, 128)
+    options = {"weights": weights, "fallback": "error", "validate": True}
+    plain = compiled(model, **options, smooth=False)(x)
+    alone = compiled(model, **options, calibrate=False)(x)
+    assert torch.equal(plain, alone) == (weights == "int8")
+    plain = error(plain, model(x))
+    with collect() as records:
+        fast = compiled(model, **options)
+        smooth = error(fast(x), model(x))
+        assert smooth < (0.5 if weights == "int8" else 0.85) * plain
+        size = records[0].executable._constants.nbytes()
+        other = torch.randn(47, 128)
+        assert error(fast(other), model(other)) < 1.2 * smooth
+        assert len(records) == 2 and records[1].executable._constants.nbytes() == size
+        model.norm.weight.data[::40] /= 30
+        model.norm.weight.data[7] *= 100
+        assert error(fast(x), model(x)) < 0.8 * plain
+    channels = [[layer.smoothed for layer in r.trace.passes[-1].layers] for r in records]
+    assert channels[0] == channels[1] and channels[0][0] >= 4 and channels[-1][0] >= 1
+    factors = [value for record in records[::2] for value in record.graph.buffers()]
+    factors = [value for value in factors if value.shape == (128,) and (value != 1).any()]
+    assert factors[0][40] > 1 == factors[0][7] and factors[1][7] > 1 == factors[1][40]
+    assert all(row["error"] < 1e-5 for record in records for row in record.validation)
+
+
+def test_smoothing_is_told_and_what_gains_nothing_is_packed_again_without_compiling(block):
+    report = zoomc.explain(Normed(), torch.randn(33, 128), options={"weights": "int8"})
+    assert "smoothing    1 layers, in 4 channels of norms before" in str(report)
+    (graph,) = report.to_dict()["graphs"]
+    assert [layer["smoothed"] for layer in graph["layers"]] == [4]
+    model, x = Normed(), torch.randn(33, 128)
+    model.norm.weight.data.fill_(1)
+    with collect() as records:
+        fast = compiled(model, weights="int8")
+        fast(x)
+        model.gated.weight.mul_(-2)
+        assert error(fast(x), model(x)) < 0.03
+    assert len(records) == 1 and "smoothing" not in str(zoomc.explain(model, x))
+
+
 def test_static_scales_are_told(block):
     model, x = block
     options = {"weights": "int4", "scales": "static", "calibrate": False}

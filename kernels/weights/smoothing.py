@@ -20,8 +20,8 @@ _STRENGTHS = tuple(tenth / 10 for tenth in range(2, 11))
 #: The largest power of two, and the least: fp16's gains and offsets stay in range.
 _REACH = 8
 
-#: The part of the noise that has to go: the estimate is not good enough to tell less.
-_WORTH = 0.05
+#: The part of the noise that has to go: less is no matter, and has models learned anew for little.
+_WORTH = 0.2
 
 #: Rows of the weight, and of what it reads, that stand for all of them.
 _ROWS = 256
@@ -45,7 +45,7 @@ def factors(weight: torch.Tensor, read: torch.Tensor, encoding: Encoding) -> tor
     """
     each = max(1, _ROWS // max(1, weight[0, 0].numel()))
     rows = weight[:: -(-len(weight) // each)].movedim(1, -1).flatten(0, -2).float().cpu()
-    pieces = read[:: -(-len(read) // _ROWS)].float().cpu()
+    pieces = read[:: max(1, -(-len(read) // _ROWS))].float().cpu()
     largest, most = (x.abs().amax() if x.numel() else torch.zeros(()) for x in (rows, pieces))
     if not (0 < largest < torch.inf and 0 < most < torch.inf):
         return None

@@ -76,7 +76,11 @@ def test_a_block(dtype):
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_coded_weights(weights):
     model, args = Block(), inputs(1)
+    model.layer.weight[::8] *= 30  # which the weight behind it takes back
+    model.layer.bias[::8] *= 30
+    model.qkv.weight[:, ::8] /= 30
     actual, records = run(model, *args, weights=weights, activations="int8")
+    assert [layer.smoothed > 0 for layer in records[0].trace.passes[-1].layers].count(True) == 1
     cpu = torch.compile(model, backend="zoomc", options={"target": "cpu", "weights": weights})
     with torch.no_grad():
         torch._dynamo.reset()
