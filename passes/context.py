@@ -59,7 +59,7 @@ class Context:
         refuses: why the target cannot run a node, given which of its inputs are constant; None
             if it can.
         weight_only: why the target would rather not quantise what a layer with coded weights
-            reads; None where it would.
+            reads, given which nodes before it are constant; None where it would.
         cost: what a node is expected to take; infinity where the target refuses it.
         fuel: how many rewrites may still happen; None means no limit. Counted down, so a wrong
             result can be bisected to the one rewrite that causes it.

@@ -20,7 +20,7 @@ from zoomc.kernels.weights.pruning import kept_steps
 
 from . import precision
 from .candidates import KEEP, Candidate, find, weight_name
-from .constants import constant_inputs
+from .constants import constant_inputs, constant_nodes
 from .context import Context, Layer, PassRecord
 from .ops import CONV2D
 from .rewrite import (
@@ -65,6 +65,7 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
         free = [c for c in candidates if c.stored is None]
         record.measured = fit(gm, [*free, *attentions], context.max_error, context.inputs)
     precision.settle(attentions, editor, context, record)
+    constant = constant_nodes(gm)
     coded: dict[tuple[fx.Node, str, bool], dict[str, Value]] = {}
     memo: dict[Call, fx.Node] = {}
     for candidate in candidates:
@@ -95,7 +96,8 @@ def encode_weights(gm: fx.GraphModule, context: Context, record: PassRecord) -> 
                 coded[key] = _coded(candidate, encoding, gram, factors)
             bounds = _attribute(gm, "bounds", candidate.bounds, node)
             new = editor.insert(_with(node, coded[key] | {"bounds": bounds}), node, memo)
-            why = context.weight_only(new, constant_inputs(new)) or ""
+            constant |= constant_inputs(new)
+            why = context.weight_only(new, constant) or ""
             if why:
                 quantised = new
                 new = editor.insert(_with(node, coded[key] | {"weight_only": True}), node, memo)

@@ -41,6 +41,14 @@ class Gpu:
     l2_rate: float
     permutes: bool = True
 
+    @property
+    def crowds(self) -> bool:
+        """Whether tensor cores take operands from registers, of which a thread has 255.
+
+        NVIDIA's do before sm_90, and from there on read shared memory. AMD's threads have 512.
+        """
+        return self.kind == "cuda" and self.name not in ("sm_90", "sm_100")
+
 
 #: By architecture, the data sheets' figures of its largest card. They rank choices and decide no
 #: result; a card at hand replaces sizes by its own.

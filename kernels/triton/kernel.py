@@ -35,7 +35,7 @@ class Launch:
             tensor that is not there.
         warps: warps of a program.
         stages: loads in flight in its loops.
-        registers: how many a thread may take; None where the compiler is to choose.
+        registers: how many a thread may take; None where the compiler chooses.
     """
 
     function: Any
@@ -230,7 +230,7 @@ def weight_only(call: Call, gpu: Gpu) -> str | None:
     """
     integers = candidates(call, gpu)[0]
     floats = candidates(dataclasses.replace(call, args={**call.args, "weight_only": True}), gpu)[0]
-    if floats.seconds >= integers.seconds:
+    if integers.seconds < floats.seconds:
         return None
     read = f"read in {str(call.out.dtype).removeprefix('torch.')}"
     if (limit := integers.notes["limit"]) == "arithmetic":

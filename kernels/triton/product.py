@@ -16,7 +16,7 @@ from .device import product as device
 from .gpu import Gpu
 from .kernel import Call, Kernel, Launch, Operand, Slot, TensorSpec, Unsupported
 from .maps import gathered
-from .tiles import LAUNCH, Tile, roof, room, tiles, traffic
+from .tiles import LAUNCH, Tile, roof, tiles, traffic
 from .traffic import Problem
 from .weights import Order, Weights, column, column_sums, pack
 
@@ -374,5 +374,4 @@ class _Builder:
             "BK": tile.k,
         }
         grid = (tile.blocks(problem), tile.split, 1)
-        registers = room(problem, tile, self.gpu)
-        return Launch(device.product, grid, arguments, tile.warps, tile.stages, registers)
+        return Launch(device.product, grid, arguments, tile.warps, tile.stages)

@@ -11,9 +11,6 @@ from functools import lru_cache
 from .gpu import Gpu
 from .traffic import Problem, program, sweep
 
-#: NVIDIA's registers: of a multiprocessor, and the most of a thread.
-REGISTERS, MOST = 1 << 16, 255
-
 #: Seconds from one launch's end to the next one's start inside a CUDA graph.
 LAUNCH = 1.5e-6
 
@@ -146,18 +143,9 @@ def _sizes(problem: Problem, gpu: Gpu) -> Iterator[Tile]:
             yield Tile(64, n, 16, 4, 2)
 
 
-def room(problem: Problem, tile: Tile, gpu: Gpu) -> int | None:
-    """Registers a thread may take where shared memory alone says so; None: the compiler chooses.
-
-    NVIDIA's compiler is told of threads and not of shared memory, and keeps registers free for
-    more programs on a multiprocessor than that has room for, even where a program then spills.
-    """
-    if gpu.kind != "cuda":
-        return None
-    # One load of those in flight may have been taken to registers already.
-    block = sum(program(problem, tile.m, tile.n, tile.k).footprint) // 8 * (tile.stages - 1)
-    threads = gpu.shared // block * tile.warps * gpu.warp
-    return MOST if threads * MOST <= REGISTERS else None
+def _waiting(problem: Problem, m: int, k: int) -> int:
+    """Registers of rows that wait to be quantised on their way, as they were loaded."""
+    return m * k * problem.loaded // 4 if problem.loaded > problem.a_bytes else 0
 
 
 def _fitting(problem: Problem, gpu: Gpu, m: int, n: int, k: int) -> Iterator[Tile]:
@@ -172,6 +160,8 @@ def _fitting(problem: Problem, gpu: Gpu, m: int, n: int, k: int) -> Iterator[Til
     if gpu.kind == "hip" and problem.w_bits == 4:
         room = 16  # decoded by shifts and selects
     if m * n > room * threads:
+        return
+    if gpu.crowds and m * n + _waiting(problem, m, k) > 96 * threads:
         return
     block = sum(program(problem, m, n, k).footprint) // 8
     for stages in range(2 if gpu.kind == "hip" else 4, 1, -1):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
 from ...kernels.triton.gpu import Gpu
 from ...kernels.triton.kernel import Kernel, Launch, Slot
 from ...kernels.triton.run import code_key
+from ...kernels.triton.spills import settled
 from .plan import Plan
+
+#: By code, the launch that is to have it, registers settled; None where the GPU cannot take it.
+Built = dict[Hashable, Launch | None]
 
 
 def compile_kernels(plan: Plan, gpu: Gpu) -> None:
@@ -19,36 +25,47 @@ def compile_kernels(plan: Plan, gpu: Gpu) -> None:
 
     The last choice stays whatever becomes of it, so that its error is seen when it runs.
     """
-    fits: dict[Hashable, bool] = {}
+    built: Built = {}
     waiting = list(plan.kernels.values())
     while waiting:
-        compile_choices([kernels[0] for kernels in waiting], gpu, fits)
-        waiting = [k for k in waiting if len(k) > 1 and not all_fit(k[0], fits)]
+        compile_choices([kernels[0] for kernels in waiting], gpu, built)
+        refused = []
         for kernels in waiting:
-            del kernels[0]
+            if len(kernels) == 1 or all_fit(kernels[0], built):
+                kernels[0] = as_built(kernels[0], built)
+            else:
+                del kernels[0]
+                refused.append(kernels)
+        waiting = refused
 
 
-def compile_choices(kernels: Sequence[Kernel], gpu: Gpu, fits: dict[Hashable, bool]) -> None:
-    """Compile kernels in parallel and note by code, in ``fits``, which the GPU can take."""
+def compile_choices(kernels: Sequence[Kernel], gpu: Gpu, built: Built) -> None:
+    """Compile kernels in parallel and note in ``built`` what the GPU can take."""
     device = torch.cuda.current_device()
     codes = {
         code_key(launch, kernel.specs): (launch, kernel)
         for kernel in kernels
         for launch in kernel.launches
     }
-    new = {key: code for key, code in codes.items() if key not in fits}
+    new = {key: code for key, code in codes.items() if key not in built}
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        results = pool.map(lambda code: _fits(code[0], code[1], gpu, device), new.values())
-        fits.update(zip(new, results, strict=True))
+        results = pool.map(lambda code: _build(code[0], code[1], gpu, device), new.values())
+        built.update(zip(new, results, strict=True))
 
 
-def all_fit(kernel: Kernel, fits: dict[Hashable, bool]) -> bool:
+def all_fit(kernel: Kernel, built: Built) -> bool:
     """Whether all of a kernel's launches were found to fit."""
-    return all(fits[code_key(launch, kernel.specs)] for launch in kernel.launches)
+    return all(built[code_key(launch, kernel.specs)] for launch in kernel.launches)
 
 
-def _fits(launch: Launch, kernel: Kernel, gpu: Gpu, device: int) -> bool:
-    """Compile one launch as its first call would; whether it compiles and fits shared memory."""
+def as_built(kernel: Kernel, built: Built) -> Kernel:
+    """A kernel with its launches' registers settled."""
+    launches = tuple(built[code_key(launch, kernel.specs)] or launch for launch in kernel.launches)
+    return dataclasses.replace(kernel, launches=launches)
+
+
+def _build(launch: Launch, kernel: Kernel, gpu: Gpu, device: int) -> Launch | None:
+    """Compile one launch as its first call would; None if that fails or needs too much memory."""
     from triton.runtime.jit import MockTensor
 
     specs = kernel.specs
@@ -56,11 +73,13 @@ def _fits(launch: Launch, kernel: Kernel, gpu: Gpu, device: int) -> bool:
         name: MockTensor(specs[value.name].dtype) if isinstance(value, Slot) else value
         for name, value in launch.arguments.items()
     }
-    try:
+
+    def build(launch: Launch) -> Any:
         with torch.cuda.device(device):
-            compiled = launch.function.run(
-                grid=launch.grid, warmup=True, **arguments, **launch.options
-            )
+            return launch.function.run(grid=launch.grid, warmup=True, **arguments, **launch.options)
+
+    try:
+        found, code = settled(launch, build)
     except Exception:
-        return False
-    return bool(compiled.metadata.shared <= gpu.shared)
+        return None
+    return found if code.metadata.shared <= gpu.shared else None

@@ -74,15 +74,16 @@ class TritonTarget:
     def weight_only(self, node: fx.Node, constant: set[fx.Node]) -> str | None:
         """Why what a layer with coded weights reads had better not be quantised, by the roofline.
 
-        None where integers are faster, or asked for.
+        None where integers are faster, or asked for. What the kernels that write its inputs can
+        gather of them is not charged to it.
         """
         from ...kernels.triton.kernel import Unsupported, weight_only
-        from ..tvm.plan import as_call
+        from .neighbours import as_planned
 
         if self.options.activations == "int8":
             return None
         try:
-            return weight_only(as_call(node, constant), self.gpu)
+            return weight_only(as_planned(node, constant, self.gpu), self.gpu)
         except Unsupported:
             return None
 

@@ -14,7 +14,7 @@ from ...kernels.triton.gpu import Gpu
 from ...kernels.triton.kernel import Kernel, Slot
 from ...kernels.triton.run import execute
 from ..tuning import Entry, Problem, Store, problem, version
-from .build import all_fit, compile_choices
+from .build import Built, all_fit, as_built, compile_choices
 from .executable import elapsed
 from .plan import ExtraOf, Plan
 
@@ -59,7 +59,7 @@ def tune(
         for how many kernels another choice than the first was faster.
     """
     changed = 0
-    fits: dict[Hashable, bool] = {}
+    built: Built = {}
     for node, kernels in plan.kernels.items():
         same = [k for k in kernels[:TIMED] if _operands(k) == _operands(kernels[0])]
         problem = _problem(node, plan, gpu)
@@ -67,8 +67,11 @@ def tune(
         if len(same) < 2 or (entry is not None and entry.kernels == version()):
             continue
         if clock is None:
-            compile_choices(same, gpu, fits)
-            same = [k for k in same if all_fit(k, fits)] or same[:1]
+            compile_choices(same, gpu, built)
+            same = [k for k in same if all_fit(k, built)] or same[:1]
+            ready = {id(kernel): as_built(kernel, built) for kernel in same}
+            kernels[:] = [ready.get(id(kernel), kernel) for kernel in kernels]
+            same = list(ready.values())
         times = _times(same, tensors or _random, clock)
         best = min(times, key=times.__getitem__)
         chosen = fields(same[best])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import subprocess
-import tempfile
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from zoomc.kernels.triton.kernel import (
     weight_only,
 )
 from zoomc.kernels.triton.run import bind, compile_for, symbol
+from zoomc.kernels.triton.spills import settled, spilled
 from zoomc.targets.triton.plan import KEPT
 
 from .calls import attention, conv, linear, tensor, unet
@@ -49,24 +49,6 @@ MULTIPLIES = {
 }
 
 
-def spilled(gpu: Gpu, compiled: Any) -> int:
-    """Bytes or registers a kernel keeps in memory because registers ran out."""
-    if gpu.kind == "hip":
-        counts = re.findall(r"\.(?:vgpr|sgpr)_spill_count:\s+(\d+)", compiled.asm["amdgcn"])
-        assert counts
-        return sum(map(int, counts))
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    counts = re.findall(r"(?:STACK|LOCAL):(\d+)", text)
-    assert counts
-    return sum(map(int, counts))
-
-
 def operands(ttgir: str) -> list[tuple[str, str]]:
     """Name and type of the left operand of each product, wherever it lies."""
     pattern = r"(?:tt\.dot|warp_group_dot|tc_gen5_mma) %(\w+),.*? : \S*<(?:\d+x)+(\w+),"
@@ -82,10 +64,11 @@ def check(gpu: Gpu, kernel: Kernel, seen: set[str]) -> None:
         seen.add(name)
         what = f"{gpu.name} {kernel.name} {name} {dict(kernel.notes)}"
         try:
-            compiled = compile_for(gpu, launch, kernel.specs)
+            build = partial(compile_for, gpu, specs=kernel.specs)
+            launch, compiled = settled(launch, build)
         except Exception as error:
             raise AssertionError(f"does not compile: {what}\n{error}") from error
-        shared, lost = compiled.metadata.shared, spilled(gpu, compiled)
+        shared, lost = compiled.metadata.shared, spilled(compiled)
         assert shared <= gpu.shared, f"{shared} bytes of shared memory: {what}"
         assert lost == 0, f"spills {lost}: {what}"
         function = launch.function.fn.__name__
@@ -193,16 +176,6 @@ def test_every_tile_on_the_unet(gpu, bits):
                 wrong.append(str(error).splitlines()[0])
     assert not wrong, "\n".join(wrong)
     assert len(seen) > 50
-
-
-def test_registers_are_not_kept_for_programs_that_shared_memory_has_no_room_for():
-    """Two of these run on a multiprocessor; for a third's sake the compiler itself would spill."""
-    found = candidates(unet()["skip 8 (1280, 1280)"], GPUS["sm_80"])
-    kernel = next(k for k in found if (k.notes["tile"], k.notes["stages"]) == ("128x64x64", 4))
-    assert kernel.launches[0].registers == 255
-    check(GPUS["sm_80"], kernel, set())
-    small = next(k for k in found if k.notes["tile"] == "64x64x32")
-    assert small.launches[0].registers is None
 
 
 @pytest.mark.parametrize("dim", [32, 40, 80, 128, 160])
