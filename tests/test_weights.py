@@ -153,14 +153,14 @@ def test_smoothing_through_the_compiler_and_new_weights_are_smoothed_anew(weight
     with collect() as records:
         fast = compiled(model, **options)
         smooth = error(fast(x), model(x))
-        assert smooth < (0.5 if weights == "int8" else 0.85) * plain
+        assert smooth < (0.5 if weights == "int8" else 0.9) * plain
         size = records[0].executable._constants.nbytes()
         other = torch.randn(47, 128)
         assert error(fast(other), model(other)) < 1.2 * smooth
         assert len(records) == 2 and records[1].executable._constants.nbytes() == size
         model.norm.weight.data[::40] /= 30
         model.norm.weight.data[7] *= 100
-        assert error(fast(x), model(x)) < 0.8 * plain
+        assert error(fast(x), model(x)) < 0.9 * plain
     channels = [[layer.smoothed for layer in r.trace.passes[-1].layers] for r in records]
     assert channels[0] == channels[1] and channels[0][0] >= 4 and channels[-1][0] >= 1
     factors = [value for record in records[::2] for value in record.graph.buffers()]
