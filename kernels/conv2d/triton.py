@@ -96,6 +96,8 @@ def _passes(call: Call) -> tuple[Passes, dict[str, Operand]]:
             call["norm_eps"],
             extremes=quantised,
         )
+    if quantised and call["bounds"] is not None:
+        passes.operands["bounds"] = Operand((call["bounds"],))
     return passes, operands | passes.operands
 
 

@@ -55,7 +55,8 @@ def linear(call: Call, gpu: Gpu) -> Iterator[Kernel]:
     )
     if fits and (quantised or transformed or unaligned):
         yield from products(call, name, gpu, prepared(call, gpu, depth), order)
-        if call.args.get("peaks") is not None and not (transformed or unaligned):
+        measured = call.args.get("peaks") is not None and call["bounds"] is None
+        if measured and not (transformed or unaligned):
             yield from products(call, name, gpu, quantised_in_load(call), order)
     if not quantised and not (fits and unaligned):
         yield from products(call, name, gpu, loaded(call, gpu), order)
@@ -85,15 +86,21 @@ def slot(operands: dict[str, Operand], name: str) -> Slot | None:
 
 
 def prepared(call: Call, gpu: Gpu, depth: int) -> Left:
-    """Rows that a launch of their own normalises, activates, pads and quantises."""
+    """Rows that a launch of their own normalises, activates, pads and quantises.
+
+    Given scales ask of a row whether it is finite, for which all of it must be read, too.
+    """
     x: TensorSpec = call["x"].spec
     k = x.shape[-1]
     count = x.numel // k
     quantised = integer(call)
-    plain = not call["norm"] and call["pre_activation"] == "none" and _aligned(x)
+    fixed = quantised and call["bounds"] is not None
+    plain = not call["norm"] and call["pre_activation"] == "none" and _aligned(x) and not fixed
     operands = {"x": Operand((call["x"],))}
     if call["norm"]:
         operands |= norm_operands(call, "norm_weight", "norm_bias")
+    if fixed:
+        operands["bounds"] = Operand((call["bounds"],))
     dtype = torch.int8 if quantised else x.dtype
     scratch = {"a": TensorSpec((count, depth), dtype)}
     if quantised:
@@ -106,6 +113,7 @@ def prepared(call: Call, gpu: Gpu, depth: int) -> Left:
             "x": Slot("x"),
             "gain": slot(operands, "norm_weight"),
             "offset": slot(operands, "norm_bias"),
+            "bounds": slot(operands, "bounds"),
             "out": Slot("a"),
             "scale": Slot("row_scale") if quantised else None,
             "M": count,

@@ -80,6 +80,7 @@ def layer_norm(call: Call, gpu: Gpu) -> Iterator[Kernel]:
             "x": Slot("x"),
             "gain": Slot("weight") if "weight" in operands else None,
             "offset": Slot("bias") if "bias" in operands else None,
+            "bounds": None,
             "out": Slot("out"),
             "scale": None,
             "M": count,

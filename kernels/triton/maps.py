@@ -227,8 +227,8 @@ class Passes:
     ) -> int:
         """Write the concatenation, normalised and activated, as ``[images, pixels, pitch]``.
 
-        int8 is quantised by :meth:`statistics`' extremes, with a ``row_scale`` and a ``row_zero``
-        an image. A ``border`` of zeros is added at top, bottom, left and right of maps. Of one
+        int8 is quantised by :meth:`statistics`' extremes, or between the operand ``bounds`` where
+        there is one, with a ``row_scale`` and a ``row_zero`` an image. A ``border`` of zeros is added at top, bottom, left and right of maps. Of one
         input in floats, ``peaks`` of pixels in blocks of ``CHANNELS`` may be gathered.
 
         Returns:
@@ -251,6 +251,7 @@ class Passes:
                 "gain": self._slot("gain"),
                 "offset": self._slot("offset"),
                 "extremes": self._slot("extremes") if integer else None,
+                "bounds": Slot("bounds") if integer and "bounds" in self.operands else None,
                 "out": Slot(out),
                 "scale": Slot("row_scale") if integer else None,
                 "zero": Slot("row_zero") if integer else None,

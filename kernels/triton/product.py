@@ -92,15 +92,12 @@ def check(call: Call, x: TensorSpec) -> None:
     """Refuse what no product here computes.
 
     Raises:
-        Unsupported: dtypes other than fp32, fp16, bf16; mixed; empty tensors; scales known in
-            advance.
+        Unsupported: dtypes other than fp32, fp16, bf16; mixed; empty tensors.
     """
     weight: TensorSpec = call["weight"].spec
     coded = call["channel_scale"] is not None
     if x.dtype not in FLOATS or (not coded and weight.dtype != x.dtype):
         raise Unsupported(f"a product of {x.dtype} by {weight.dtype}")
-    if integer(call) and call["bounds"] is not None:
-        raise Unsupported("scales here are of what is read")
     if 0 in (*x.shape, *weight.shape, *call.out.shape):
         raise Unsupported("a tensor without elements")
 

@@ -217,6 +217,7 @@ def prepare_map(
     gain,
     offset,
     extremes,
+    bounds,
     out,
     scale,
     zero,
@@ -248,7 +249,8 @@ def prepare_map(
     With ``BORDER`` the ``pixels`` lie in rows of ``wide``, ``top`` rows and ``left`` pixels from
     the border's. ``width`` channels are written from ``channel_at`` on, zeros where the input has
     none. With ``INTEGER`` they are int8: ``zero [images]`` is what stands for 0 and ``scale
-    [images]`` takes differences from it back. ``peaks [images, pixels, blocks of channels]`` takes
+    [images]`` takes differences from it back. Their codes begin and end at ``bounds [2]`` if that
+    is not None, beyond which values are clamped. ``peaks [images, pixels, blocks of channels]`` takes
     the largest magnitudes of what is stored, if it is not None. The grid is ``(blocks of pixels,
     blocks of channels, images)``.
     """
@@ -282,7 +284,11 @@ def prepare_map(
         spoiled = tl.sum(((low != low) & (group < groups)).to(tl.int32), 0) > 0
         least = tl.where(spoiled, float("nan"), tl.min(low, 0))
         most = tl.where(spoiled, float("nan"), tl.max(high, 0))
-        least, most = extent(least, most, PRE, DIP, DEPTH)
+        if bounds is not None:
+            # Neither is finite where a value of the image is not.
+            least, most = tl.load(bounds) + least * 0.0, tl.load(bounds + 1) + most * 0.0
+        else:
+            least, most = extent(least, most, PRE, DIP, DEPTH)
         inverse, nothing, back = scale_between(least, most)
         tl.store(out + at, to_int8(y, inverse, nothing), mask=inside)
         first = (tl.program_id(0) == 0) & (tl.program_id(1) == 0) & (channel_at == 0)

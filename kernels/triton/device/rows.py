@@ -34,6 +34,7 @@ def prepare_rows(
     x,
     gain,
     offset,
+    bounds,
     out,
     scale,
     M,
@@ -46,7 +47,11 @@ def prepare_rows(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Layer norm, activate and store rows ``[M, pitch]``, zeros past ``K``; int8 with a scale."""
+    """Layer norm, activate and store rows ``[M, pitch]``, zeros past ``K``; int8 with a scale.
+
+    The scale is of a row's largest magnitude, or with ``bounds [2]`` of theirs, beyond which values
+    are clamped; it is not finite where a value that is activated is not.
+    """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     k = tl.arange(0, BK)
     mask = (rows < M)[:, None] & (k < K)[None, :]
@@ -58,12 +63,21 @@ def prepare_rows(
             y = y * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
         if offset is not None:
             y = y + tl.load(offset + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    if bounds is not None:
+        spoiled = tl.sum(tl.where(mask, y * 0.0, 0.0), 1)
     y = tl.where(mask, activate(y, PRE), 0.0)
     at = rows[:, None] * pitch + k[None, :]
     inside = (rows < M)[:, None] & (k < pitch)[None, :]
     if INTEGER:
-        inverse, back = scale_of(largest(y), 127)
-        tl.store(out + at, to_int8(y, inverse[:, None], 0.0), mask=inside)
+        if bounds is not None:
+            top = tl.maximum(-tl.load(bounds), tl.load(bounds + 1)) + spoiled
+        else:
+            top = largest(y)
+        inverse, back = scale_of(top, 127)
+        codes = to_int8(y, inverse[:, None], 0.0)
+        if bounds is not None:
+            codes = tl.maximum(codes, -127)
+        tl.store(out + at, codes, mask=inside)
         tl.store(scale + rows, back, mask=rows < M)
     else:
         tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)

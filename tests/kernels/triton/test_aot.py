@@ -103,10 +103,11 @@ def few() -> list[tuple[str, Any]]:
     plain = {"norm_groups": 32, "pre_activation": "silu", "residual": True}
     one = given(conv(64, (320,), 320, **plain), [moments(64, 320)])
     first = {"norm_groups": 32, "pre_activation": "silu", "shift": True}
-    two = conv(16, (1280, 640), 1280, bits=4, **first)
+    fixed = {"bounds": tensor(2, dtype=torch.float32)}
+    two = conv(16, (1280, 640), 1280, bits=4, **first, **fixed)
     second = linear(2048, 2560, 640, bits=8, residual=True)
     peaks = Value(TensorSpec((2048, 40), torch.float32))
-    gate = linear(512, 1280, 10240, bits=4, norm=True, activation="geglu")
+    gate = linear(512, 1280, 10240, bits=4, norm=True, activation="geglu", **fixed)
     norm = bind("zoomc::group_norm", tensor(2, 1024, 640), 32, tensor(640), tensor(640))
     return [
         ("convolution", gathering(one, 4096)),

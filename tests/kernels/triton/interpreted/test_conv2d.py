@@ -132,6 +132,15 @@ def test_coded_weights_bit_for_bit(bits, channels):
     check_exactly(CONV, inputs, weight, torch.randn(12), padding=SAME, stride=[2, 1], **extra)
 
 
+@pytest.mark.parametrize(("channels", "activation"), [((16,), "relu"), ((9, 7), "none")])
+def test_given_bounds_are_every_image_s(channels, activation):
+    weight, extra = coded((12, sum(channels), 3, 3), 4)
+    inputs = [exact_maps((3, 5, 3, c), torch.float32, c) for c in channels]
+    inputs[0][-1] *= 1e30  # beyond what fp32 can multiply
+    extra |= {"channel_scale": torch.ones(12), "bounds": torch.tensor([-54.0, 200.0])}
+    check_exactly(CONV, inputs, weight, padding=SAME, pre_activation=activation, **extra)
+
+
 def test_coded_with_everything():
     """A code may fall on the other side of a half: one step of many."""
     weight, extra = coded((12, 96, 3, 3), 4)
@@ -176,11 +185,13 @@ def test_an_image_does_not_depend_on_its_batch(activation):
             assert torch.equal(y[image : image + 1], evaluate(alone[min(i, len(alone) - 1)]))
 
 
+@pytest.mark.parametrize("bounds", [None, [-1.0, 2.0]], ids=["own", "given"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_coded_images_with_nonfinite_values_come_out_nonfinite(bad):
+def test_coded_images_with_nonfinite_values_come_out_nonfinite(bad, bounds):
     (x,) = maps((3, 4, 5), 24)
     x[1, 2, 3, 4] = bad
     weight, extra = coded((8, 24, 1, 1), 4)
+    extra["bounds"] = None if bounds is None else torch.tensor(bounds)
     extra["channel_scale"] /= 1000
     for norm in (0, 4):
         for kernel in routes(CONV, [x], weight, norm_groups=norm, **extra):
@@ -192,9 +203,5 @@ def test_says_why_not():
     weight, bias = weights(8, 4)
     with pytest.raises(Unsupported, match="grouped"):
         candidates(bind(CONV, maps((1, 4, 4), 8), weight, bias, groups=2), GPU)
-    codes, extra = coded((4, 4, 1, 1), 4)
-    given = bind(CONV, [torch.randn(1, 4, 4, 4)], codes, bounds=torch.ones(2), **extra)
-    with pytest.raises(Unsupported, match="of what is read"):
-        candidates(given, GPU)
     with pytest.raises(Unsupported, match="negative"):
         candidates(bind(CONV, maps((1, 6, 6), 4), weight, bias, padding=[-1, 0, 0, 0]), GPU)

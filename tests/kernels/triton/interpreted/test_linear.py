@@ -113,9 +113,11 @@ def test_coded_geglu_and_residual_bit_for_bit():
     check(LINEAR, x, weight, bias, activation="geglu", residual=torch.randn(7, 20), **extra)
 
 
-def test_coded_after_a_norm():
+@pytest.mark.parametrize("bounds", [None, [-0.2785, 1.6]], ids=["own", "given"])
+def test_coded_after_a_norm(bounds):
     """A code may fall on the other side of a half: one step of many."""
     weight, extra = coded((24, 96), 4)
+    extra["bounds"] = None if bounds is None else torch.tensor(bounds)
     x = torch.randn(50, 96)
     args = {"norm": True, "norm_weight": torch.randn(96), "pre_activation": "silu"}
     expected = OPERATORS[LINEAR].reference(x, weight, **args, **extra)
@@ -124,9 +126,24 @@ def test_coded_after_a_norm():
         assert error < 2e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("rows", "k", "bits"), [((3, 11), 130, 4), ((1,), 63, 0)])
+def test_given_bounds_are_every_row_s(dtype, rows, k, bits):
+    weight, extra = coded((33, k), bits)
+    x = exact((*rows, k), torch.float32)
+    x[0] *= 1e36 if dtype is torch.float32 else 1e2  # in fp32 beyond what it can multiply
+    # The scale is 1/2: many values lie beyond.
+    extra |= {"channel_scale": torch.full((33,), 2.0**-9), "bounds": torch.tensor([-63.5, 20.0])}
+    check_exactly(LINEAR, x.to(dtype), weight, **extra)
+    call = bind(LINEAR, x.to(dtype), weight, **extra)
+    assert not any(kernel.scaled for kernel in candidates(call, GPU))
+
+
+@pytest.mark.parametrize("bounds", [None, [-1.0, 2.0]], ids=["own", "given"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_coded_rows_with_nonfinite_values_come_out_nonfinite(bad):
+def test_coded_rows_with_nonfinite_values_come_out_nonfinite(bad, bounds):
     weight, extra = coded((8, 96), 4)
+    extra["bounds"] = None if bounds is None else torch.tensor(bounds)
     x = torch.randn(6, 96)
     x[2, 50] = bad
     for kernel in routes(LINEAR, x, weight, **extra):

@@ -115,6 +115,22 @@ def test_layers_that_gain_nothing_from_integers_read_floats():
     assert not any(layer.weight_only for layer in records[0].trace.passes[-1].layers)
 
 
+def test_static_scales():
+    """Of the first call's values, beyond which later ones are clamped."""
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(32, 32, 3, padding=1), nn.Linear(5, 512)
+    model = nn.Sequential(first, nn.GroupNorm(4, 32), nn.SiLU(), last).requires_grad_(False)
+    x = inputs()[0]
+    options = {"weights": "int8", "activations": "int8", "scales": "static", "validate": True}
+    with torch.no_grad(), collect() as records:
+        compiled = torch.compile(model, backend="zoomc", options=TARGET | options)
+        errors = [(compiled(y) - model(y)).norm() / model(y).norm() for y in (x, 3 * x)]
+    assert errors[0] < 3e-2 < 1e-1 < errors[1]
+    layers = [x for x in records[0].trace.passes[-1].layers if x.encoding == "int8"]
+    assert len(layers) == 2 and all(layer.bounds is not None for layer in layers)
+    assert all(row["error"] < 5e-3 for row in records[0].validation)
+
+
 @pytest.mark.parametrize("asked", ["int8", "bf16"])
 def test_attention_that_multiplies_less_exactly(asked):
     """Named in the report, and off by what its bits explain."""
