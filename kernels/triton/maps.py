@@ -228,8 +228,9 @@ class Passes:
         """Write the concatenation, normalised and activated, as ``[images, pixels, pitch]``.
 
         int8 is quantised by :meth:`statistics`' extremes, or between the operand ``bounds`` where
-        there is one, with a ``row_scale`` and a ``row_zero`` an image. A ``border`` of zeros is added at top, bottom, left and right of maps. Of one
-        input in floats, ``peaks`` of pixels in blocks of ``CHANNELS`` may be gathered.
+        there is one, with a ``row_scale`` and a ``row_zero`` an image. A ``border`` of zeros is
+        added at top, bottom, left and right of maps. Of one input in floats, ``peaks`` of pixels in
+        blocks of ``CHANNELS`` may be gathered.
 
         Returns:
             pixels of an image, with its border.

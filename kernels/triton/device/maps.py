@@ -250,9 +250,9 @@ def prepare_map(
     the border's. ``width`` channels are written from ``channel_at`` on, zeros where the input has
     none. With ``INTEGER`` they are int8: ``zero [images]`` is what stands for 0 and ``scale
     [images]`` takes differences from it back. Their codes begin and end at ``bounds [2]`` if that
-    is not None, beyond which values are clamped. ``peaks [images, pixels, blocks of channels]`` takes
-    the largest magnitudes of what is stored, if it is not None. The grid is ``(blocks of pixels,
-    blocks of channels, images)``.
+    is not None, beyond which values are clamped. ``peaks [images, pixels, blocks of channels]``
+    takes the largest magnitudes of what is stored, if it is not None. The grid is ``(blocks of
+    pixels, blocks of channels, images)``.
     """
     image = tl.program_id(2)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
