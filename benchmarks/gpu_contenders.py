@@ -16,7 +16,11 @@ CONTENDERS: dict[str, dict[str, Any] | None] = {
     "zoomc-tuned": {"backend": "zoomc", "options": {"weights": "keep", "tune": True}},
     "zoomc-int8": {"backend": "zoomc", "options": {"weights": "int8"}},
     "zoomc-int4": {"backend": "zoomc", "options": {"weights": "int4"}},
+    "zoomc-w4a8": {"backend": "zoomc", "options": {"weights": "int4", "activations": "int8"}},
 }
+
+#: Whom zoomc is held against.
+PEER = "inductor"
 
 
 def settings(name: str, machine: Gpu) -> dict[str, Any] | None:
@@ -25,8 +29,11 @@ def settings(name: str, machine: Gpu) -> dict[str, Any] | None:
     No contender sees what another's tuning found, nor what the user's own tuning file holds.
     """
     chosen = CONTENDERS[name]
-    if chosen is None or chosen.get("backend") != "zoomc":
-        return {} if chosen and machine.dry else chosen
+    if chosen is None:
+        return None
+    if chosen.get("backend") != "zoomc":
+        # On a CPU Inductor would take a minute of a C++ compiler's time.
+        return {"backend": "aot_eager"} if machine.dry else chosen
     options = chosen["options"]
     store = tempfile.mktemp(suffix=".jsonl") if options.get("tune") else "off"
     return {"backend": "zoomc", "options": options | {"tuning": store} | machine.options()}

@@ -9,18 +9,17 @@ not yet written, when it stops counting.
 from __future__ import annotations
 
 import csv
-import json
+import dataclasses
+import os
 import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_apart import Ended, Notes, apart, serve
 from gpu_contenders import compiled
-from gpu_machine import DryRun, Gpu, move
+from gpu_machine import Gpu, move
 from gpu_steps import unet
 
 METRICS = {"dram__bytes_read.sum": "read", "dram__bytes_write.sum": "written"}
@@ -29,65 +28,69 @@ METRICS = {"dram__bytes_read.sum": "read", "dram__bytes_write.sum": "written"}
 UNITS = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "B": 1, "KB": 1e3, "MB": 1e6,
          "GB": 1e9}  # fmt: skip
 
+#: Functions whose traffic is what a kernel's prediction counts.
+COUNTED = ("product", "attention", "integer_attention")
+
+#: Where ``ncu`` lies if not on the path.
+PLACES = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute/*")
+
 
 def heaviest(machine: Gpu, name: str, count: int) -> list[dict[str, Any]]:
-    """The kernels a step spends most in, with their choices and predictions."""
+    """The kernels with a prediction that a step spends most in, with their choices."""
     from zoomc.record import collect
 
-    if machine.dry:  # the interpreter would take minutes to time a UNet's kernels
-        model, args = torch.nn.Linear(64, 48).half().requires_grad_(False), (torch.ones(5, 64),)
-    else:
-        model, args = unet(machine, 2, 64)
-        model = model.half().to(machine.device).to(memory_format=torch.channels_last)
+    model, args = unet(machine, 2, 64)
+    model = model.half().to(machine.device).to(memory_format=torch.channels_last)
     with torch.no_grad(), collect(profile=True) as records:
-        compiled(model, name, machine)(*move(args, machine, torch.float16))
+        compiled(model, name, machine)(*move(args, machine, torch.float16), return_dict=False)
     (record,) = records
     executable = record.executable
     choices = {node.name: found[0] for node, found in executable._plan.kernels.items()}
     groups: dict[str, dict[str, Any]] = {}
     for row in executable.report["kernels"]:
-        group = groups.setdefault(row["symbol"], {"calls": 0, "kernel": choices[row["node"]]})
-        group["calls"] += 1
+        kernel = choices[row["node"]]
+        if any(launch.function.__name__ in COUNTED for launch in kernel.launches):
+            group = groups.setdefault(row["symbol"], {"calls": 0, "kernel": kernel})
+            group["calls"] += 1
     for symbol, group in groups.items():
         group["seconds"] = record.profile.kernels[symbol]
     return sorted(groups.values(), key=lambda group: -group["seconds"])[:count]
 
 
-def launch(machine: Gpu, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Launch the last part of each kernel, which does its work, once between the marks."""
-    import dataclasses
-
+def launch(machine: Gpu, group: dict[str, Any]) -> dict[str, Any]:
+    """Launch the part of a kernel that the prediction counts, once between the marks."""
     from zoomc.kernels.triton.run import execute
 
-    rows = []
-    for group in groups:
-        kernel = group["kernel"]
-        place = [x.function.__name__ in ("product", "attention") for x in kernel.launches]
-        if True not in place:
-            continue
-        whole = kernel
-        kernel = dataclasses.replace(kernel, launches=(kernel.launches[place.index(True)],))
-        tensors = {}
-        for slot, spec in whole.specs.items():
-            value = torch.zeros(spec.shape, device=machine.device)
-            # Numbers a multiplication's power depends on, and none that overflow.
-            tensors[slot] = value.uniform_(0, 2).to(spec.dtype)
+    whole = group["kernel"]
+    counted = next(x for x in whole.launches if x.function.__name__ in COUNTED)
+    kernel = dataclasses.replace(whole, launches=(counted,))
+    tensors = {}
+    for slot, spec in whole.specs.items():
+        value = torch.zeros(spec.shape, device=machine.device)
+        # Numbers a multiplication's power depends on, and none that overflow.
+        tensors[slot] = value.uniform_(0, 2).to(spec.dtype)
+    execute(kernel, tensors)
+    machine.wait()
+    with machine.profiled():
         execute(kernel, tensors)
         machine.wait()
-        if not machine.dry:
-            torch.cuda.profiler.start()
-        execute(kernel, tensors)
-        machine.wait()
-        if not machine.dry:
-            torch.cuda.profiler.stop()
-        rows.append({
-            "kernel": kernel.name,
-            "calls": group["calls"],
-            "step_seconds": group["seconds"],
-            "tile": kernel.notes.get("tile"),
-            "predicted": kernel.notes["dram_bytes"],
-        })  # fmt: skip
-    return rows
+    return {
+        "kernel": kernel.name,
+        "calls": group["calls"],
+        "step_seconds": group["seconds"],
+        "tile": str(kernel.notes.get("tile")),
+        "predicted": kernel.notes["dram_bytes"],
+    }
+
+
+def sample(rows: Sequence[dict[str, Any]]) -> str:
+    """What ``ncu`` would print of these launches: half of the predicted bytes read and written."""
+    lines = ['"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"']
+    for number, row in enumerate(rows):
+        for metric in METRICS:
+            half = f"{row['predicted'] // 2:,}"
+            lines.append(f'"{number}","{row["kernel"]}","{metric}","byte","{half}"')
+    return "\n".join(["==PROF== Connected to process 7", *lines])
 
 
 def parse(text: str) -> list[dict[str, float]]:
@@ -102,53 +105,71 @@ def parse(text: str) -> list[dict[str, float]]:
     return [found[key] for key in sorted(found, key=int)]
 
 
-def run(machine: Gpu, name: str, count: int = 10) -> list[dict[str, Any]] | str:
+def profiler() -> str | None:
+    """Where ``ncu`` is."""
+    places = [str(path) for place in PLACES for path in sorted(Path("/").glob(place[1:]))]
+    return shutil.which("ncu") or shutil.which("ncu", path=os.pathsep.join(places[::-1]))
+
+
+def command(machine: Gpu) -> list[str] | None:
+    """What runs this file; None if it is not installed."""
+    if machine.dry:
+        return ["env"]  # its output is caught as ncu's
+    found = profiler()
+    metrics = ["--metrics", ",".join(METRICS), "--print-units", "base"]
+    # Inductor's compiling processes are none of the profiler's business.
+    quiet = ["env", "TORCHINDUCTOR_COMPILE_THREADS=1", "LC_ALL=C"]
+    return [*quiet, found, "--csv", *metrics, "--profile-from-start", "off"] if found else None
+
+
+def run(machine: Gpu, name: str, count: int = 10) -> Ended:
     """Predicted and counted bytes of a contender's heaviest kernels; or why there are none."""
-    profiler = shutil.which("ncu")
-    if profiler is None and not machine.dry:
-        return "ncu is not installed"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "rows.json")
-        command = [sys.executable, __file__, name, str(count), str(path)]
-        if machine.dry:
-            command.append("dry")
-        else:
-            metrics = ["--metrics", ",".join(METRICS), "--profile-from-start", "off"]
-            command = [str(profiler), "--csv", *metrics, *command]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if not path.exists():
-            why = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            return f"the heaviest kernels could not be run under ncu: {why}"
-        rows: list[dict[str, Any]] = json.loads(path.read_text())
-    counted = parse(done.stdout)
-    if not machine.dry and len(counted) != len(rows):
-        refused = [line for line in done.stdout.splitlines() if "ERR_" in line]
-        return refused[0].strip("= ") if refused else f"ncu counted {len(counted)} launches"
-    for row, bytes_of in zip(rows, counted, strict=False):
-        row["counted"] = sum(bytes_of.values())
-        row |= bytes_of
-    return rows
+    before = command(machine)
+    if before is None:
+        return Ended({}, {name: "ncu is not installed"}, "")
+    ended = apart(machine, __file__, {"names": [name], "count": count}, before)
+    rows = ended.found.get("rows", [])
+    counted = parse(ended.output)
+    refused = [line for line in ended.output.splitlines() if "ERR_" in line or "==ERROR==" in line]
+    if rows and len(counted) == len(rows):
+        for row, bytes_of in zip(rows, counted, strict=True):
+            row["counted"] = sum(bytes_of.values())
+            row |= bytes_of
+    elif refused:
+        ended.failed[name] = refused[0].strip("= ")
+    elif rows:
+        ended.failed.setdefault(name, f"ncu counted {len(counted)} of {len(rows)} launches")
+    elif not ended.failed:
+        last = (ended.output.strip() or ended.why or "no output").splitlines()[-1]
+        ended.failed[name] = f"the heaviest kernels could not be run under ncu: {last}"
+    show(name, ended)
+    return ended
 
 
-def show(found: list[dict[str, Any]] | str) -> None:
+def show(name: str, ended: Ended) -> None:
     """Print them."""
-    if isinstance(found, str):
-        print(f"\nbytes were not counted: {found}")
-        return
-    print(f"\n{'':36} {'tile':>12} {'calls':>5} {'predicted MB':>13} {'counted MB':>11}")
-    for row in found:
-        counted = f"{row['counted'] / 1e6:11.2f}" if "counted" in row else f"{'-':>11}"
+    print(f"\n{name:36} {'tile':>12} {'calls':>5} {'predicted MB':>13} {'counted MB':>11}")
+    for row in ended.found.get("rows", []):
+        found = "counted" in row
+        counted = f"{row['counted'] / 1e6:11.2f}" if found else f"{'-':>11}"
+        ratio = f"  {row['counted'] / row['predicted']:.2f}× of predicted" if found else ""
         print(f"{row['kernel'][:36]:36} {row['tile']:>12} {row['calls']:5}"
-              f" {row['predicted'] / 1e6:13.2f} {counted}", flush=True)  # fmt: skip
+              f" {row['predicted'] / 1e6:13.2f} {counted}{ratio}", flush=True)  # fmt: skip
+    for why in ended.failed.values():
+        print(f"bytes were not counted: {why}", flush=True)
 
 
-def main() -> None:
-    """What ``ncu`` runs; the rows go to a file."""
-    name, count, path, *dry = sys.argv[1:]
-    machine = DryRun() if dry else Gpu()
-    rows = launch(machine, heaviest(machine, name, int(count)))
-    Path(path).write_text(json.dumps(rows))
+def work(machine: Gpu, notes: Notes, names: list[str], count: int) -> None:
+    """What ``ncu`` runs."""
+    rows: list[dict[str, Any]] = []
+    with notes.at(names[0]):
+        for group in heaviest(machine, names[0], count):
+            rows.append(launch(machine, group))
+            notes.found["rows"] = rows
+            notes.keep()
+    if machine.dry:
+        print(sample(rows))
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

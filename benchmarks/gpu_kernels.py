@@ -2,15 +2,19 @@
 
 A product's rate is given as a part of the rate that the card's own product of 8192×8192×8192
 reaches, in fp16 and in int8: what torch's library kernels get out of this very card, not its data
-sheet. ``gpu_unet.py`` runs this and writes the figures down.
+sheet. Every result is compared with the operator's reference, which runs on the card in fp32.
+``gpu_unet.py`` runs this and writes the figures down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from gpu_apart import Ended, Notes, persist, serve
 from gpu_machine import Gpu
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,26 +31,8 @@ CONVS = ((64, 320, 320), (64, 960, 320), (32, 640, 640), (32, 1920, 640), (16, 1
 #: ``heads, queries, keys``.
 ATTENTIONS = ((5, 4096, 4096), (10, 1024, 1024), (5, 4096, 77))
 
-
-def best_of(machine: Gpu, op: str, *args: Any, **kwargs: Any) -> float:
-    """Seconds of the fastest of a call's first candidates; operands lie on the CPU."""
-    from zoomc.kernels.triton.kernel import candidates
-    from zoomc.kernels.triton.run import bind, execute
-
-    found = []
-    for kernel in candidates(bind(op, *args, **kwargs), machine.arch())[:TIMED]:
-        tensors = {
-            name: operand.tensor([v.source for v in operand.values]).to(machine.device).contiguous()
-            for name, operand in kernel.operands.items()
-        }
-        for name, spec in kernel.made.items():
-            tensors[name] = torch.empty(spec.shape, dtype=spec.dtype, device=machine.device)
-
-        def go(kernel: Any = kernel, tensors: Any = tensors) -> None:
-            execute(kernel, tensors)
-
-        found.append(least(machine, go))
-    return min(found)
+#: What torch's attention may run by; the first is the one to be held against.
+PEERS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
 def least(machine: Gpu, fn: Callable[[], Any]) -> float:
@@ -55,7 +41,7 @@ def least(machine: Gpu, fn: Callable[[], Any]) -> float:
     return min(machine.seconds(fn, 20, AHEAD) for _ in range(1 if machine.dry else 5))
 
 
-def half(machine: Gpu, *shape: int) -> torch.Tensor:
+def half(*shape: int) -> torch.Tensor:
     """Random numbers, on the CPU."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
 
@@ -71,10 +57,203 @@ def codes(shape: tuple[int, ...], bits: int) -> tuple[torch.Tensor, dict[str, to
     return torch.randint(0, 16, shape, dtype=torch.uint8), extra
 
 
+def best_of(machine: Gpu, op: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The fastest of a call's first candidates: seconds, tile, and the greatest error of all.
+
+    Operands lie on the CPU. Candidates that the GPU has no room for are passed over.
+    """
+    from triton.runtime.errors import OutOfResources
+    from zoomc.kernels.triton.kernel import candidates
+    from zoomc.kernels.triton.run import bind, execute
+
+    gpu = machine.arch()
+    found = candidates(bind(op, *args, **kwargs), gpu)[:TIMED]
+    if not machine.dry:
+        from zoomc.targets.triton.build import compile_choices
+
+        compile_choices(found, gpu, {})  # all at once
+    expected = reference(machine, op, *args, **kwargs)
+    times: dict[str, float] = {}
+    error = 0.0
+    for kernel in found:
+        tensors = {
+            name: operand.tensor([v.source for v in operand.values]).to(machine.device).contiguous()
+            for name, operand in kernel.operands.items()
+        }
+        for name, spec in kernel.made.items():
+            tensors[name] = torch.empty(spec.shape, dtype=spec.dtype, device=machine.device)
+
+        def go(kernel: Any = kernel, tensors: Any = tensors) -> None:
+            execute(kernel, tensors)
+
+        try:
+            seconds = least(machine, go)
+        except OutOfResources as full:
+            print(f"{kernel.name} {kernel.notes['tile']} does not fit: {full}")
+            continue
+        tile = f"{kernel.notes['tile']} {kernel.notes.get('weights', '')}".strip()
+        times[tile] = min(seconds, times.get(tile, seconds))
+        difference = (tensors["out"].float() - expected).norm() / expected.norm()
+        error = max(error, float(difference))
+    if not times:
+        raise RuntimeError(f"none of {len(found)} candidates fits {gpu.name}")
+    tile = min(times, key=times.__getitem__)
+    return {"ours": times[tile], "tile": tile, "error": error, "timed": times}
+
+
+def reference(machine: Gpu, op: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """What a call means, summed in fp32."""
+    from zoomc.kernels.integer import sums_in
+    from zoomc.kernels.operator import OPERATORS
+
+    def there(x: Any) -> Any:
+        if isinstance(x, list) and isinstance(x[0], torch.Tensor):
+            return [there(y) for y in x]
+        if not isinstance(x, torch.Tensor):
+            return x
+        return (x.float() if x.is_floating_point() else x).to(machine.device)
+
+    with sums_in(torch.float32):
+        return (
+            OPERATORS[op]
+            .reference(*map(there, args), **{n: there(x) for n, x in kwargs.items()})
+            .float()
+        )
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``rows, columns, k``."""
+
+    m: int
+    n: int
+    k: int
+
+    @cached_property
+    def operands(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input and weight."""
+        return half(self.m, self.k), half(self.n, self.k)
+
+    def __str__(self) -> str:
+        return f"linear {self.m}x{self.n}x{self.k}"
+
+    @property
+    def flops(self) -> int:
+        """Multiplies and adds."""
+        return 2 * self.m * self.n * self.k
+
+    def peer(self, machine: Gpu) -> float:
+        """Seconds of torch's, in fp16."""
+        x, w = (t.to(machine.device) for t in self.operands)
+        return least(machine, lambda: torch.nn.functional.linear(x, w))
+
+    def ours(self, machine: Gpu, bits: int) -> dict[str, Any]:
+        """With weights in that many bits."""
+        x, w = self.operands
+        weight, extra = (w, {}) if bits == 16 else codes((self.n, self.k), bits)
+        return best_of(machine, "zoomc::linear", x, weight, **extra)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """``side, channels in, channels out``, 3×3 at batch 2."""
+
+    side: int
+    c: int
+    o: int
+
+    @cached_property
+    def operands(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input and weight."""
+        return half(2, self.side, self.side, self.c), half(self.o, self.c, 3, 3)
+
+    def __str__(self) -> str:
+        return f"conv {self.side}x{self.side} {self.c}->{self.o}"
+
+    @property
+    def flops(self) -> int:
+        """Multiplies and adds."""
+        return 2 * 2 * self.side**2 * 9 * self.c * self.o
+
+    def peer(self, machine: Gpu) -> float:
+        """Seconds of torch's, in fp16, on the same memory, which it sees as channels last."""
+        x = self.operands[0].to(machine.device).permute(0, 3, 1, 2)
+        w = self.operands[1].to(machine.device).to(memory_format=torch.channels_last)
+        return least(machine, lambda: torch.nn.functional.conv2d(x, w, padding=1))
+
+    def ours(self, machine: Gpu, bits: int) -> dict[str, Any]:
+        """With weights in that many bits."""
+        x, w = self.operands
+        weight, extra = (w, {}) if bits == 16 else codes((self.o, self.c, 3, 3), bits)
+        return best_of(machine, "zoomc::conv2d", [x], weight, padding=[1] * 4, **extra)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """``heads, queries, keys``, heads of 64 at batch 2."""
+
+    heads: int
+    queries: int
+    keys: int
+
+    @cached_property
+    def operands(self) -> list[torch.Tensor]:
+        """Queries, keys, values."""
+        return [half(2, n, self.heads * 64) for n in (self.queries, self.keys, self.keys)]
+
+    def __str__(self) -> str:
+        return f"attention {self.heads}x{self.queries}x{self.keys}"
+
+    @property
+    def flops(self) -> int:
+        """Multiplies and adds."""
+        return 4 * 2 * self.heads * 64 * self.queries * self.keys
+
+    def peers(self, machine: Gpu) -> dict[str, float]:
+        """Seconds of torch's ways, in fp16; of those that it has here."""
+        q, k, v = (
+            x.to(machine.device).unflatten(-1, (self.heads, 64)).transpose(1, 2)
+            for x in self.operands
+        )
+        attend = torch.nn.functional.scaled_dot_product_attention
+        found = {}
+        for name, backend in PEERS.items():
+            with sdpa_kernel([SDPBackend.MATH if machine.dry else backend]):
+                try:
+                    found[name] = least(machine, lambda: attend(q, k, v))
+                except RuntimeError as error:
+                    print(f"torch has no {name} attention here: {str(error).splitlines()[0]}")
+        return found
+
+    def ours(self, machine: Gpu, bits: int) -> dict[str, Any]:
+        """In fp16, or in int8 products."""
+        shape = {"heads": self.heads, "head_dim": 64, "scale": 0.125}
+        arithmetic = "int8" if bits == 8 else "keep"
+        return best_of(machine, "zoomc::attention", *self.operands, **shape, arithmetic=arithmetic)
+
+
+def kernels(machine: Gpu) -> list[Linear | Conv | Attention]:
+    """What is measured."""
+    if machine.dry:
+        return [Linear(64, 48, 64), Conv(4, 64, 48), Attention(1, 20, 7)]
+    return [
+        *(Linear(*x) for x in LINEARS),
+        *(Conv(*x) for x in CONVS),
+        *(Attention(*x) for x in ATTENTIONS),
+    ]
+
+
+def items(machine: Gpu) -> Iterator[tuple[str, Linear | Conv | Attention, int]]:
+    """Name, kernel, bits."""
+    for kernel in kernels(machine):
+        for bits in (16, 8) if isinstance(kernel, Attention) else (16, 8, 4):
+            yield f"{kernel} {bits} bits", kernel, bits
+
+
 def matmul_rates(machine: Gpu) -> dict[int, float]:
     """Operations a second of the card's own product, by bits of an operand."""
     side = 64 if machine.dry else 8192
-    a = half(machine, side, side).to(machine.device)
+    a = half(side, side).to(machine.device)
     rates = {16: 2 * side**3 / least(machine, lambda: a @ a.T)}
     b = torch.randint(-127, 128, (side, side), dtype=torch.int8).to(machine.device)
     try:
@@ -84,78 +263,55 @@ def matmul_rates(machine: Gpu) -> dict[int, float]:
     return rates
 
 
-def products(machine: Gpu, rates: dict[int, float]) -> list[dict[str, Any]]:
-    """Linears and convolutions in each kind of weights, beside torch's in fp16."""
+def work(machine: Gpu, notes: Notes, names: list[str]) -> None:
+    """Measure the items of these names, each printed as it comes."""
+    import zoomc.kernels.attention.op
     import zoomc.kernels.conv2d.op
     import zoomc.kernels.linear.op  # noqa: F401
 
-    rows = []
-
-    def row(name: str, bits: int, flops: int, ours: float, theirs: float) -> None:
-        # int8 products are measured against the card's own, where torch has it.
-        rate = rates.get(16 if bits == 16 else 8, rates[16])
-        rows.append({"kernel": name, "bits": bits, "ours": ours, "torch_fp16": theirs,
-                     "tflops": 1e-12 * flops / ours, "of_matmul": flops / ours / rate})  # fmt: skip
-
-    for m, n, k in [(64, 48, 64)] if machine.dry else LINEARS:
-        x, w = half(machine, m, k), half(machine, n, k)
-        there = x.to(machine.device), w.to(machine.device)
-        theirs = least(machine, lambda: torch.nn.functional.linear(*there))  # noqa: B023
-        for bits in (16, 8, 4):
-            weight, extra = (w, {}) if bits == 16 else codes((n, k), bits)
-            ours = best_of(machine, "zoomc::linear", x, weight, **extra)
-            row(f"linear {m}x{n}x{k}", bits, 2 * m * n * k, ours, theirs)
-    for side, c, o in [(4, 64, 48)] if machine.dry else CONVS:
-        x, w = half(machine, 2, side, side, c), half(machine, o, c, 3, 3)
-        # The same memory as torch sees it: channels last.
-        seen = x.to(machine.device).permute(0, 3, 1, 2)
-        theirs_w = w.to(machine.device).to(memory_format=torch.channels_last)
-        theirs = least(
-            machine,
-            lambda: torch.nn.functional.conv2d(seen, theirs_w, padding=1),  # noqa: B023
-        )
-        for bits in (16, 8, 4):
-            weight, extra = (w, {}) if bits == 16 else codes((o, c, 3, 3), bits)
-            ours = best_of(machine, "zoomc::conv2d", [x], weight, padding=[1] * 4, **extra)
-            row(f"conv {side}x{side} {c}->{o}", bits, 2 * 2 * side**2 * 9 * c * o, ours, theirs)
-    return rows
-
-
-def attentions(machine: Gpu) -> list[dict[str, Any]]:
-    """Attention in fp16 and in int8 products beside torch's flash attention in fp16."""
-    import zoomc.kernels.attention.op  # noqa: F401
-
-    rows = []
-    attend = torch.nn.functional.scaled_dot_product_attention
-    backends = [SDPBackend.MATH] if machine.dry else [SDPBackend.FLASH_ATTENTION]
-    for heads, queries, keys in [(1, 20, 7)] if machine.dry else ATTENTIONS:
-        q, k, v = (half(machine, 2, length, heads * 64) for length in (queries, keys, keys))
-        split = [x.to(machine.device).unflatten(-1, (heads, 64)).transpose(1, 2) for x in (q, k, v)]
-        with sdpa_kernel(backends):
-            theirs = least(machine, lambda: attend(*split))  # noqa: B023
-        shape = {"heads": heads, "head_dim": 64, "scale": 0.125}
-        flops = 4 * 2 * heads * 64 * queries * keys
-        for bits, arithmetic in ((16, "keep"), (8, "int8")):
-            ours = best_of(machine, "zoomc::attention", q, k, v, **shape, arithmetic=arithmetic)
-            rows.append({"kernel": f"attention {heads}x{queries}x{keys}", "bits": bits,
-                         "ours": ours, "flash": theirs,
-                         "tflops": 1e-12 * flops / ours})  # fmt: skip
-    return rows
-
-
-def run(machine: Gpu) -> dict[str, Any]:
-    """All of it, printed as it comes."""
+    torch.backends.cudnn.allow_tf32 = False  # references are in fp32
     rates = matmul_rates(machine)
     for bits, rate in rates.items():
         print(f"the card's own product of {bits}-bit operands: {rate / 1e12:.1f} TFLOP/s")
-    found = {"matmul_tflops": {str(b): r / 1e12 for b, r in rates.items()},
-             "products": products(machine, rates), "attention": attentions(machine)}  # fmt: skip
-    for row in found["products"]:
-        print(f"{row['kernel']:26} {row['bits']:2} bits {row['ours'] * 1e6:9.1f} µs"
-              f"  {row['tflops']:7.1f} TFLOP/s, {row['of_matmul']:4.0%} of the card's own product"
-              f"  torch fp16 {row['torch_fp16'] * 1e6:9.1f} µs", flush=True)  # fmt: skip
-    for row in found["attention"]:
-        print(f"{row['kernel']:26} {row['bits']:2} bits {row['ours'] * 1e6:9.1f} µs"
-              f"  {row['tflops']:7.1f} TFLOP/s  flash {row['flash'] * 1e6:9.1f} µs",
-              flush=True)  # fmt: skip
-    return found
+    notes.found |= {"matmul_tflops": {str(b): r / 1e12 for b, r in rates.items()}, "rows": []}
+    peers: dict[str, dict[str, float]] = {}
+    for name, kernel, bits in items(machine):
+        if name not in names:
+            continue
+        with notes.at(name):
+            key = str(kernel)
+            if key not in peers:
+                alone = isinstance(kernel, Attention)
+                peers[key] = (
+                    kernel.peers(machine) if alone else {"torch fp16": kernel.peer(machine)}
+                )
+            row = {"kernel": key, "bits": bits, **kernel.ours(machine, bits), "peers": peers[key]}
+            rate = kernel.flops / row["ours"]
+            row["tflops"] = rate / 1e12
+            if not isinstance(kernel, Attention):
+                # int8 products are measured against the card's own, where torch has it.
+                row["of_matmul"] = rate / rates.get(16 if bits == 16 else 8, rates[16])
+            notes.found["rows"].append(row)
+            print(line(row), flush=True)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row, for people."""
+    part = f", {row['of_matmul']:4.0%} of the card's own product" if "of_matmul" in row else ""
+    peers = ", ".join(
+        f"{name} {seconds * 1e6:.1f} µs ({seconds / row['ours']:.2f}×)"
+        for name, seconds in row["peers"].items()
+    )
+    return (
+        f"{row['kernel']:26} {row['bits']:2} bits {row['ours'] * 1e6:9.1f} µs"
+        f"  {row['tflops']:7.1f} TFLOP/s{part}  error {row['error']:.1e}  [{row['tile']}]  {peers}"
+    )
+
+
+def run(machine: Gpu) -> Ended:
+    """All of it, in a process of its own."""
+    return persist(machine, __file__, [name for name, *_ in items(machine)], {})
+
+
+if __name__ == "__main__":
+    serve(work)

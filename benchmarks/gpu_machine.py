@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
+import platform
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,11 +36,13 @@ class Gpu:
         found = torch.cuda.get_device_properties()
         return {
             "machine": self.name,
+            "capability": f"{found.major}.{found.minor}",
             "processors": found.multi_processor_count,
             "memory_gb": found.total_memory / 1e9,
-            "torch": torch.__version__,
             "triton": triton.__version__,
             "cuda": torch.version.cuda or torch.version.hip,
+            **_asked(str(getattr(found, "uuid", ""))),
+            **_software(),
         }
 
     def options(self) -> dict[str, Any]:
@@ -69,6 +75,15 @@ class Gpu:
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / repeats
 
+    @contextlib.contextmanager
+    def profiled(self) -> Iterator[None]:
+        """What a profiler looks at that is told to wait for its mark."""
+        torch.cuda.profiler.start()
+        try:
+            yield
+        finally:
+            torch.cuda.profiler.stop()
+
     def forget_peak(self) -> int:
         """Bytes in use; what is used at most counts from here."""
         torch.cuda.empty_cache()
@@ -92,7 +107,7 @@ class DryRun(Gpu):
 
     def facts(self) -> dict[str, Any]:
         """What figures depend on."""
-        return {"machine": self.name, "torch": torch.__version__}
+        return {"machine": self.name, **_software()}
 
     def options(self) -> dict[str, Any]:
         """What zoomc is told besides."""
@@ -115,6 +130,10 @@ class DryRun(Gpu):
         fn()
         return time.perf_counter() - start
 
+    def profiled(self) -> contextlib.AbstractContextManager[None]:
+        """By nobody."""
+        return contextlib.nullcontext()
+
     def forget_peak(self) -> int:
         """Not counted."""
         return 0
@@ -122,6 +141,27 @@ class DryRun(Gpu):
     def peak(self) -> int:
         """Not counted."""
         return 0
+
+
+def _software() -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _asked(uuid: str) -> dict[str, str]:
+    """What the driver says of a GPU; nothing where it cannot be asked."""
+    fields = "driver_version,power.limit,clocks.max.sm,clocks.max.mem,temperature.gpu"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            [*command, "-i", f"GPU-{uuid}"], capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(fields.split(","), done.stdout.strip().split(", "), strict=False))
 
 
 def move(value: Any, machine: Gpu, dtype: torch.dtype) -> Any:
@@ -137,7 +177,11 @@ def move(value: Any, machine: Gpu, dtype: torch.dtype) -> Any:
     return torch.utils._pytree.tree_map(leaf, value)
 
 
-def empty_caches() -> None:
-    """Give whatever compiles next in this process caches with nothing in them."""
-    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
-        os.environ[variable] = tempfile.mkdtemp()
+@contextlib.contextmanager
+def empty_caches() -> Iterator[None]:
+    """Give whatever compiles in the block caches with nothing in them."""
+    with contextlib.ExitStack() as stack:
+        for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+            folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            os.environ[variable] = stack.enter_context(folder)
+        yield

@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     if interprets():
         widen_bf16()
+        look_dtypes_up_once()
 
 
 def pytest_ignore_collect() -> bool | None:
@@ -74,3 +75,18 @@ def widen_bf16() -> None:
 
     InterpreterBuilder.create_dot = dot_of_bf16
     InterpreterBuilder.create_si_to_fp = bf16_of_integer
+
+
+def look_dtypes_up_once() -> None:
+    """Save the interpreter a table of all dtypes that it makes at every operation."""
+    from triton.runtime import interpreter
+
+    find, known = interpreter._get_np_dtype, {}
+
+    def found(dtype):
+        name = str(dtype)
+        if name not in known:
+            known[name] = find(dtype)
+        return known[name]
+
+    interpreter._get_np_dtype = found

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoomc import watch
+from zoomc import backend, watch
 from zoomc.errors import StaleWeightsError
 from zoomc.watch import WeightWatch
 
@@ -128,3 +128,57 @@ def test_nothing_waits_for_values_while_a_caller_records(monkeypatch):
     assert seen.changed([torch.randn(8)])
     monkeypatch.setattr(watch, "recording", lambda: False)
     assert seen.changed(weights)
+
+
+def test_a_gpu_is_given_the_step_before_it_has_answered(monkeypatch):
+    """And if weights turn out to have changed, what it made of the old ones is thrown away."""
+    order = []
+    differ, call = watch._differ, backend.Variant.__call__
+
+    def late(now, then):
+        found = differ(now, then)
+        return lambda: order.append("answer") or found
+
+    def step(self, *args):
+        order.append("step")
+        return call(self, *args)
+
+    model = nn.Linear(6, 5).requires_grad_(False)
+    compiled = torch.compile(model, backend="zoomc")
+    x = torch.randn(3, 6)
+    compiled(x)
+    monkeypatch.setattr(watch, "_differ", late)
+    monkeypatch.setattr(backend.Variant, "__call__", step)
+    torch.testing.assert_close(compiled(x), model(x))
+    assert order == ["step", "answer"]
+    model.weight.data.mul_(2)
+    torch.testing.assert_close(compiled(x), model(x))
+    assert order[2:] == ["step", "answer", "step"]
+    torch.testing.assert_close(compiled(x), model(x))
+    assert order[5:] == ["step", "answer"]
+
+
+def test_a_step_that_changes_its_arguments_waits_for_the_answer(monkeypatch):
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4), requires_grad=False)
+
+        def forward(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+            total.add_(x * self.weight)
+            return total * 2
+
+    model = Counts()
+    compiled = torch.compile(model, backend="zoomc")
+    differ = watch._differ
+
+    def late(now, then):
+        found = differ(now, then)
+        return lambda: found
+
+    monkeypatch.setattr(watch, "_differ", late)
+    x, total, expected = torch.randn(4), torch.zeros(4), torch.zeros(4)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x, total), model(x, expected))
+        model.weight.data.mul_(2)
+    torch.testing.assert_close(total, expected)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .errors import StaleWeightsError
 from .targets.pages import CODES
-from .targets.tensors import recording
+from .targets.tensors import on_device, recording
 
 #: Pause between calls, in seconds, after which all of the weights are read again. The steps of a
 #: denoising loop follow each other faster, so they pay for a look at a few samples only.
@@ -64,6 +64,11 @@ class WeightWatch:
 
     def changed(self, weights: Sequence[torch.Tensor]) -> bool:
         """Whether these are other weights than the remembered ones, or hold other values."""
+        found = self.look(weights)
+        return found() if callable(found) else found
+
+    def look(self, weights: Sequence[torch.Tensor]) -> bool | Callable[[], bool]:
+        """The same, or what waits for a GPU to answer it, which may be asked for more meanwhile."""
         if _state(weights) != self._state:
             return True
         if recording():
@@ -117,9 +122,28 @@ def _sum(weight: torch.Tensor) -> torch.Tensor:
     return data[:words].view(torch.int64).sum() + data[words:].sum()
 
 
-def _differ(now: Sequence[torch.Tensor], then: Sequence[torch.Tensor]) -> bool:
+def _differ(now: Sequence[torch.Tensor], then: Sequence[torch.Tensor]) -> bool | Callable[[], bool]:
     """Whether any value differs, asked of a device once, since an answer has to be waited for."""
     answers: dict[torch.device, list[torch.Tensor]] = {}
     for a, b in zip(now, then, strict=True):
         answers.setdefault(a.device, []).append(a.ne(b).any())
-    return any(bool(torch.stack(found).any()) for found in answers.values())
+    flags = [torch.stack(found).any() for found in answers.values()]
+    return _on_their_way(flags) if any(flag.is_cuda for flag in flags) else any(map(bool, flags))
+
+
+def _on_their_way(flags: Sequence[torch.Tensor]) -> Callable[[], bool]:
+    """Whether any flag is set; the wait is for the flags alone and for nothing asked for later."""
+    events, copies = [], []
+    for flag in flags:
+        with on_device([flag]):
+            copies.append(flag.to("cpu", non_blocking=True))
+            if flag.is_cuda:
+                events.append(torch.cuda.Event())
+                events[-1].record()
+
+    def answer() -> bool:
+        for event in events:
+            event.synchronize()
+        return any(map(bool, copies))
+
+    return answer
