@@ -97,7 +97,8 @@ def attention(
         if CAUSAL:
             s = tl.where(rows[:, None] >= columns[None, :], s, float("-inf"))
         if not EVEN:
-            s = tl.where((columns < keys)[None, :], s, float("-inf"))
+            # AMD keeps conditions in few registers; what is added is in the many.
+            s = s + tl.where(columns < keys, 0.0, float("-inf"))[None, :]
         peak = tl.max(s, 1)
         new = tl.where(peak > top, peak, top)
         # Rows that have seen no key yet: any finite number does.
@@ -120,6 +121,6 @@ def attention(
     y = y.to(out.dtype.element_ty)
     tl.store(out + at[:, None] + d[None, :], y, mask=stored)
     if peaks is not None:
+        # Past HEAD are zeros, or NaN like the whole row.
         at = (batch * queries + rows) * heads + head
-        top = largest(tl.where(stored, y.to(tl.float32), 0.0))
-        tl.store(peaks + at, top, mask=rows < queries)
+        tl.store(peaks + at, largest(y.to(tl.float32)), mask=rows < queries)
