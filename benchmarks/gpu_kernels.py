@@ -69,9 +69,11 @@ def best_of(machine: Gpu, op: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     gpu = machine.arch()
     found = candidates(bind(op, *args, **kwargs), gpu)[:TIMED]
     if not machine.dry:
-        from zoomc.targets.triton.build import compile_choices
+        from zoomc.targets.triton.build import Built, as_built, compile_choices
 
-        compile_choices(found, gpu, {})  # all at once
+        built: Built = {}
+        compile_choices(found, gpu, built)  # all at once
+        found = [as_built(kernel, built) for kernel in found]
     expected = reference(machine, op, *args, **kwargs)
     times: dict[str, float] = {}
     error = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -107,3 +109,32 @@ def test_gradients_are_refused_only_where_they_would_be_recorded():
 def test_other_devices_are_named():
     with pytest.raises(DeviceError, match="'cpu' got a tensor on meta"):
         check_device([torch.ones(1, device="meta")], "cpu")
+
+
+def test_weights_have_the_names_a_user_knows():
+    """Wherever the model is called from, and also where it looks attributes up in its own way."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 4, bias=False))
+            self.gain = nn.Parameter(torch.ones(4))
+            self.register_buffer("offset", torch.zeros(4))
+
+        def __getattr__(self, name):
+            return super().__getattr__(name)
+
+        def forward(self, x):
+            return self.layers(x) * self.gain + self.offset
+
+    model = Own().requires_grad_(False)
+    holder = SimpleNamespace(unet=model)
+    mine = {"layers.0.weight", "gain", "offset"}
+    for call, prefix in (
+        (model, ""),
+        (lambda x: model(x) + 1, ""),
+        (lambda x: holder.unet(x) + 1, "unet."),
+        (nn.Sequential(model), "0."),
+    ):
+        torch._dynamo.reset()
+        assert set(captured(call, torch.ones(2, 4))[1].values()) == {prefix + n for n in mine}

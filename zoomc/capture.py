@@ -72,8 +72,13 @@ def weight_position(attribute: str) -> int | None:
 
 
 def _module_path(source: str) -> str:
-    """``conv.weight`` from Dynamo's ``L['self']._modules['conv']._parameters['weight']``."""
-    path = re.sub(r"\._(modules|parameters|buffers)\b", "", source)
+    """``conv.weight`` from Dynamo's ``L['self']._modules['conv']._parameters['weight']``.
+
+    Of modules that look attributes up in their own way, as diffusers' do, Dynamo writes
+    ``.__dict__['_modules']``.
+    """
+    tables = "_(?:modules|parameters|buffers)"
+    path = re.sub(rf"\.__dict__\['{tables}'\]|\.{tables}\b", "", source)
     parts = re.findall(r"[^\[\].'\"]+", path)
     return ".".join(parts[2:]) or source  # the first two are L['self']
 

@@ -41,13 +41,14 @@ def kernels(op: str, *args: Any, **kwargs: Any) -> list[tuple[Any, torch.Tensor]
     from zoomc.kernels.triton.gpu import detect
     from zoomc.kernels.triton.kernel import candidates
     from zoomc.kernels.triton.run import bind, evaluate
-    from zoomc.targets.triton.build import compile_choices
+    from zoomc.targets.triton.build import Built, as_built, compile_choices
 
     gpu = detect()
     found = candidates(bind(op, *args, **kwargs), gpu)
-    compile_choices(found, gpu, {})  # all at once: one after the other they take minutes
+    built: Built = {}
+    compile_choices(found, gpu, built)  # all at once: one after the other they take minutes
     results = []
-    for kernel in found:
+    for kernel in (as_built(kernel, built) for kernel in found):
         with contextlib.suppress(OutOfResources):
             results.append((kernel, evaluate(kernel, "cuda")))
     assert results, "no candidate fits this GPU"

@@ -6,7 +6,7 @@ from diffusers import StableDiffusionInpaintPipeline
 from safetensors.torch import load_file
 
 from zoomc.training.loop import Budget, Draw, Recipe, Stage
-from zoomc.training.train import Run, TrainConfig
+from zoomc.training.train import Run, TrainConfig, parse
 from zoomc.training.unet import UnetConfig
 from zoomc.training.vae import VaeConfig, normalise_latents, reconstruction_psnr
 
@@ -178,3 +178,16 @@ def test_normalising_latents_keeps_the_pictures(tmp_path: Path) -> None:
     assert z.mean((0, 2, 3)).abs().max() < 0.1
     assert (z.std((0, 2, 3)) - 1).abs().max() < 0.1
     assert reconstruction_psnr(vae, pictures.images) == pytest.approx(before, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "asked", [["--vae-minutes", "3"], ["--vae-steps", "3"], ["--only", "unet"]]
+)
+def test_what_tuning_would_ignore_is_refused(asked, capsys):
+    start = ["--out", "x", "--tune", "pipeline"]
+    with pytest.raises(SystemExit):
+        parse([*start, *asked])
+    said = capsys.readouterr().err
+    assert asked[0] in said and "--unet-minutes or --decoder-minutes" in said
+    assert parse([*start, "--unet-minutes", "3"]).unet_minutes == 3
+    assert parse(["--out", "x", *asked]).tune is None

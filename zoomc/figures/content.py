@@ -101,10 +101,7 @@ def _counted(graph: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _names(graph: Mapping[str, Any]) -> dict[str, str]:
     """Each layer's name in the model, by its node."""
-    return {
-        layer["node"]: layer["weight"].replace(".__dict__._modules", "").removesuffix(".weight")
-        for layer in graph["layers"]
-    }
+    return {layer["node"]: layer["weight"].removesuffix(".weight") for layer in graph["layers"]}
 
 
 def _npu_roofline(graph: Mapping[str, Any]) -> Figure | None:

@@ -245,7 +245,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="train a finished one's unet and decoder further, or the one whose budget is given",
     )
     add("--only", choices=list(STAGES)[:2], help="stop after this stage")
-    return parser.parse_args(arguments)
+    a = parser.parse_args(arguments)
+    others = [f"{n}_{k}" for n in STAGES if n not in TUNED for k in ("steps", "minutes")]
+    ignored = [f"--{n.replace('_', '-')}" for n in ("only", *others) if getattr(a, n) is not None]
+    if a.tune is not None and ignored:
+        budgets = " or ".join(f"--{name}-minutes" for name in TUNED)
+        parser.error(f"--tune trains {' and '.join(TUNED)}: {ignored[0]} says nothing there;"
+                     f" choose between them by {budgets}")  # fmt: skip
+    return a
 
 
 def config_of(a: argparse.Namespace) -> TrainConfig:
