@@ -21,6 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 #: Candidates timed of each call, as many as tuning looks at.
 TIMED = 4
 
+#: Relative error from which a result is wrong, not rounded.
+WRONG = 2e-2
+
 #: Cycles, some ten milliseconds, in which twenty calls are asked for.
 AHEAD = 20_000_000
 
@@ -58,9 +61,10 @@ def codes(shape: tuple[int, ...], bits: int) -> tuple[torch.Tensor, dict[str, to
 
 
 def best_of(machine: Gpu, op: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The fastest of a call's first candidates: seconds, tile, and the greatest error of all.
+    """The fastest of a call's first candidates: seconds, tile, error, and each one's seconds.
 
-    Operands lie on the CPU. Candidates that the GPU has no room for are passed over.
+    Operands lie on the CPU. Candidates that the GPU has no room for are passed over, and those
+    whose result is wrong, which are named.
     """
     from triton.runtime.errors import OutOfResources
     from zoomc.kernels.triton.kernel import candidates
@@ -76,7 +80,7 @@ def best_of(machine: Gpu, op: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         found = [as_built(kernel, built) for kernel in found]
     expected = reference(machine, op, *args, **kwargs)
     times: dict[str, float] = {}
-    error = 0.0
+    errors: dict[str, float] = {}
     for kernel in found:
         tensors = {
             name: operand.tensor([v.source for v in operand.values]).to(machine.device).contiguous()
@@ -93,14 +97,18 @@ def best_of(machine: Gpu, op: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         except OutOfResources as full:
             print(f"{kernel.name} {kernel.notes['tile']} does not fit: {full}")
             continue
-        tile = f"{kernel.notes['tile']} {kernel.notes.get('weights', '')}".strip()
-        times[tile] = min(seconds, times.get(tile, seconds))
-        difference = (tensors["out"].float() - expected).norm() / expected.norm()
-        error = max(error, float(difference))
+        parts = kernel.notes.get("split", 1)
+        told = (kernel.notes["tile"], f"split {parts}" * (parts > 1), kernel.notes.get("weights"))
+        tile = f"{len(errors)}: {' '.join(filter(None, told))}"
+        errors[tile] = float((tensors["out"].float() - expected).norm() / expected.norm())
+        if errors[tile] < WRONG:  # which a NaN is not, either
+            times[tile] = seconds
+    wrong = {tile: error for tile, error in errors.items() if tile not in times}
     if not times:
-        raise RuntimeError(f"none of {len(found)} candidates fits {gpu.name}")
+        raise RuntimeError(f"of {len(found)} candidates none fits and is right; wrong: {wrong}")
     tile = min(times, key=times.__getitem__)
-    return {"ours": times[tile], "tile": tile, "error": error, "timed": times}
+    row = {"ours": times[tile], "tile": tile.partition(": ")[2], "error": errors[tile]}
+    return row | {"timed": times} | ({"wrong": wrong} if wrong else {})
 
 
 def reference(machine: Gpu, op: str, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -144,10 +152,10 @@ class Linear:
         """Multiplies and adds."""
         return 2 * self.m * self.n * self.k
 
-    def peer(self, machine: Gpu) -> float:
+    def peers(self, machine: Gpu) -> dict[str, float]:
         """Seconds of torch's, in fp16."""
         x, w = (t.to(machine.device) for t in self.operands)
-        return least(machine, lambda: torch.nn.functional.linear(x, w))
+        return {"torch fp16": least(machine, lambda: torch.nn.functional.linear(x, w))}
 
     def ours(self, machine: Gpu, bits: int) -> dict[str, Any]:
         """With weights in that many bits."""
@@ -177,11 +185,12 @@ class Conv:
         """Multiplies and adds."""
         return 2 * 2 * self.side**2 * 9 * self.c * self.o
 
-    def peer(self, machine: Gpu) -> float:
+    def peers(self, machine: Gpu) -> dict[str, float]:
         """Seconds of torch's, in fp16, on the same memory, which it sees as channels last."""
         x = self.operands[0].to(machine.device).permute(0, 3, 1, 2)
         w = self.operands[1].to(machine.device).to(memory_format=torch.channels_last)
-        return least(machine, lambda: torch.nn.functional.conv2d(x, w, padding=1))
+        seconds = least(machine, lambda: torch.nn.functional.conv2d(x, w, padding=1))
+        return {"torch fp16": seconds}
 
     def ours(self, machine: Gpu, bits: int) -> dict[str, Any]:
         """With weights in that many bits."""
@@ -283,10 +292,7 @@ def work(machine: Gpu, notes: Notes, names: list[str]) -> None:
         with notes.at(name):
             key = str(kernel)
             if key not in peers:
-                alone = isinstance(kernel, Attention)
-                peers[key] = (
-                    kernel.peers(machine) if alone else {"torch fp16": kernel.peer(machine)}
-                )
+                peers[key] = kernel.peers(machine)
             row = {"kernel": key, "bits": bits, **kernel.ours(machine, bits), "peers": peers[key]}
             rate = kernel.flops / row["ours"]
             row["tflops"] = rate / 1e12
@@ -294,6 +300,8 @@ def work(machine: Gpu, notes: Notes, names: list[str]) -> None:
                 # int8 products are measured against the card's own, where torch has it.
                 row["of_matmul"] = rate / rates.get(16 if bits == 16 else 8, rates[16])
             notes.found["rows"].append(row)
+            if "wrong" in row:
+                notes.failed[name] = f"relative errors that are none of rounding: {row['wrong']}"
             print(line(row), flush=True)
 
 

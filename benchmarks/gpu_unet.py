@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_unet.py
     python benchmarks/gpu_unet.py --cases 2x64 --contenders inductor,zoomc,zoomc-int4 --skip cold
+    python benchmarks/gpu_unet.py --skip kernels,cold,steps --add
     python benchmarks/gpu_unet.py --dry-run
 
 Kernels alone beside the card's own product and torch's flash attention; every contender's first
@@ -90,11 +91,20 @@ def verdicts(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
 class Figures:
     """What was measured, written down as it comes."""
 
-    def __init__(self, machine: Gpu, out: str | None) -> None:
-        self.all: dict[str, Any] = {**machine.facts(), "model": SD2_UNET, "failures": {}}
+    def __init__(self, machine: Gpu, out: str | None, add: bool) -> None:
+        """``add`` to what the file has, parts that run again in place of theirs."""
+        self.all: dict[str, Any] = {"failures": {}, "steps": [], "counters": {}}
         name = f"gpu_unet_{machine.name.replace(' ', '_')}.json"
         self.path = None if machine.dry and not out else Path(out or RESULTS / name)
+        if add and self.path and self.path.exists():
+            self.all = json.loads(self.path.read_text())
+        self.all |= {**machine.facts(), "model": SD2_UNET}
         self.keep()
+
+    def case(self, batch: int, side: int, rows: list[dict[str, Any]]) -> None:
+        """Take in the rows of a case."""
+        others = [x for x in self.all["steps"] if (x["batch"], x["side"]) != (batch, side)]
+        self.all["steps"] = others + rows
 
     def keep(self) -> None:
         """Write down what there is: a later part may fail."""
@@ -115,6 +125,7 @@ class Figures:
             failed["all of it"] = f"{type(error).__name__}: {error}"
         for item, why in failed.items():
             print(f"FAILED   {item}: {why}", flush=True)
+        self.all["failures"].pop(name, None)
         if failed:
             self.all["failures"][name] = failed
         self.all.setdefault("part_seconds", {})[name] = time.perf_counter() - start
@@ -129,6 +140,7 @@ def main() -> None:
     parser.add_argument("--skip", default="", help=f"parts to leave out: {', '.join(PARTS)}")
     parser.add_argument("--dry-run", action="store_true", help="try every step without a GPU")
     parser.add_argument("--out", help="JSON file; by default named after the machine")
+    parser.add_argument("--add", action="store_true", help="to what the file has, part by part")
     arguments = parser.parse_args()
     machine = DryRun() if arguments.dry_run else Gpu()
     # These load Triton, which decides at import whether it interprets.
@@ -151,8 +163,8 @@ def main() -> None:
         raise SystemExit(f"no case {', '.join(wrong)}; cases are batch x side, as 2x64")
     rounds = arguments.rounds or (1 if machine.dry else 11)
     few = [n for n in names if n in FEW] or names[:1] if machine.dry else names
-    figures = Figures(machine, arguments.out)
-    print(json.dumps({k: v for k, v in figures.all.items() if k not in ("model", "failures")}))
+    figures = Figures(machine, arguments.out, arguments.add)
+    print(json.dumps(machine.facts()))
     if "kernels" not in skipped:
         with figures.part("kernels") as failed:
             ended = gpu_kernels.run(machine)
@@ -163,15 +175,13 @@ def main() -> None:
             ended = gpu_steps.cold(machine, [name for name in few if name != "eager"])
             figures.all["cold"] = ended.found
             failed |= ended.failed
-    figures.all["steps"] = []
     for text in [] if "steps" in skipped else cases:
         with figures.part(f"steps {text}") as failed:
             ended = gpu_steps.run(machine, text, names if text == cases[0] else few, rounds)
-            figures.all["steps"] += ended.found.get("rows", [])
+            figures.case(*map(int, text.split("x")), ended.found.get("rows", []))
             failed |= ended.failed
     if "counters" not in skipped:
         ours = [name for name in few if name.startswith("zoomc")]
-        figures.all["counters"] = {}
         for name in dict.fromkeys(ours[:1] + ours[-1:]):
             with figures.part(f"counters {name}") as failed:
                 ended = gpu_counters.run(machine, name)

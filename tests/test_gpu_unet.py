@@ -182,6 +182,16 @@ def test_a_failure_is_noted_and_told_at_the_end(bench, monkeypatch, tmp_path, ca
     }
     assert len(found["steps"]) == 4
     said = capsys.readouterr().out
+    monkeypatch.setattr(gpu_kernels, "run", lambda _: gpu_steps.Ended({"rows": []}, {}, ""))
+    skip = ["--skip", "cold,steps,counters,pipeline", "--out", str(path), "--add"]
+    monkeypatch.setattr(sys, "argv", ["gpu_unet.py", "--dry-run", *skip])
+    with pytest.raises(SystemExit):
+        unet.main()
+    again = json.loads(path.read_text())
+    assert again["steps"] == found["steps"] and set(again["failures"]) == {
+        "steps 2x64",
+        "steps 2x96",
+    }
     assert "FAILED   kernels, all of it: RuntimeError: no such thing" in said
     assert "reached           2.00×  zoomc ≥ 1.3× Inductor, batch 2, 64×64" in said
 
