@@ -23,7 +23,7 @@ SMALL = SD2_UNET | {
     "up_block_types": ["UpBlock2D"],
     "attention_head_dim": [1],
     "cross_attention_dim": 32,
-    "norm_num_groups": 4,
+    "norm_num_groups": 2,
     "sample_size": 4,
 }
 

@@ -83,10 +83,7 @@ class Nvml:
 
     def __init__(self, index: int = 0, library: Any = None) -> None:
         """``library`` stands in for libnvidia-ml in tests."""
-        try:
-            self._library = library or ctypes.CDLL("libnvidia-ml.so.1")
-        except OSError as error:
-            raise CounterError(f"NVML does not load ({error})") from error
+        self._library = library or _nvml()
         self._check(self._library.nvmlInit_v2(), "start")
         self._device = ctypes.c_void_p()
         found = self._library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(self._device))
@@ -126,9 +123,16 @@ def counter(device: str) -> Counter:
     raise CounterError(f"no energy counter is known for {device}")
 
 
+def _nvml() -> Any:
+    try:
+        return ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError as error:
+        raise CounterError(f"NVML does not load ({error})") from error
+
+
 def _position(uuid: str) -> int:
     """NVML's number of a GPU: CUDA may hide or reorder them."""
-    library = ctypes.CDLL("libnvidia-ml.so.1")
+    library = _nvml()
     library.nvmlInit_v2()
     handle, index = ctypes.c_void_p(), ctypes.c_uint()
     name = f"GPU-{uuid}".encode()

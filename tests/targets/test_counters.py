@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from types import SimpleNamespace
 
 import pytest
+import torch
 from zoomc.targets.counters import Nvml, Rapl, counter, measure
 from zoomc.targets.errors import CounterError, PowerLimitError
 
@@ -101,3 +103,17 @@ def test_energy_of_one_run_is_the_mean_of_all_but_the_first():
     assert found.source == "measured by a fake"
     with pytest.raises(PowerLimitError, match="positive"):
         measure(lambda: None, Fake(0), least=0.0)
+
+
+def test_a_gpu_without_its_library_says_so(monkeypatch):
+    """Whether or not torch knows which of several it is."""
+
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for properties in (SimpleNamespace(uuid="1234"), SimpleNamespace()):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=properties: found)
+        with pytest.raises(CounterError, match="NVML does not load"):
+            counter("cuda")
