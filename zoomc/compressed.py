@@ -219,7 +219,7 @@ def _encode_family(family: list[Layer], encoding: Encoding, grams: list[torch.Te
         weight = torch.cat(weights) if len(family) > 1 else weights[0]
         coded = encode(weight, encoding, gram=gram, pruned=pruning is not None)
     sizes = [len(module.weight) for module in family]
-    nothing = torch.empty(0, dtype=torch.int8)
+    nothing = torch.empty(0, dtype=torch.int8, device=weight.device)
     groups = nothing if coded.group_scale is None else coded.group_scale
     start = 0
     for module, size in zip(family, sizes, strict=True):

@@ -35,7 +35,7 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, torch.Tensor] = {}
     taken: set[int] = set()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        dense = tensor.detach().contiguous()
+        dense = tensor.detach().cpu().contiguous()
         tensors[name] = dense.clone() if dense.data_ptr() in taken else dense
         taken.add(dense.data_ptr())
     layers = {name: _entry(m) for name, m in model.named_modules() if isinstance(m, Coded)}
@@ -57,8 +57,8 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
 
     The model may be built on the meta device, ``with torch.device("meta")``, so that its original
     weights never exist. The file is mapped, not read: the system loads and drops its pages as it
-    likes, and the file must stay where it is. Once the model is compiled, only the copy that its
-    kernels read stays in memory.
+    likes, and the file must stay where it is: the model lies on the CPU then, wherever it lay, and
+    may be moved. Once it is compiled, only the copy that its kernels read stays in memory.
 
     Args:
         model: of the class and configuration that was saved.

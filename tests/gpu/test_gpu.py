@@ -11,9 +11,10 @@ import torch
 import zoomc.kernels.attention.op
 import zoomc.kernels.conv2d.op
 import zoomc.kernels.linear.op
-import zoomc.kernels.norm.op  # noqa: F401
+import zoomc.kernels.norm.op
 from zoomc.kernels.operator import OPERATORS
 
+import zoomc
 from zoomc.record import collect
 
 from ..kernels.coded import coded, exact
@@ -271,6 +272,21 @@ def test_a_callers_own_recording_takes_a_step_up():
             actual = first(compiled(*args))
         graph.replay()
     assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "int4+2:4"])
+def test_compressed_models_are_saved_from_a_gpu_and_loaded_onto_one(weights, tmp_path):
+    model, args = to_gpu(*sd2_unet(), torch.float16)
+    zoomc.compress(model, *args, weights=weights)
+    assert all(tensor.is_cuda for tensor in (*model.parameters(), *model.buffers()))
+    zoomc.save_compressed(model, tmp_path / "model.safetensors")
+    other, _ = to_gpu(*sd2_unet(), torch.float16)
+    zoomc.load_compressed(other, tmp_path / "model.safetensors").cuda()
+    with torch.no_grad():
+        expected = first(model(*args))
+        torch.testing.assert_close(first(other(*args)), expected, rtol=1e-2, atol=1e-2)
+        actual = first(torch.compile(other, backend="zoomc")(*args))
+    assert (actual.float() - expected.float()).norm() / expected.float().norm() < 0.1
 
 
 def test_the_gpu_counts_its_energy():
