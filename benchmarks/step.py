@@ -34,7 +34,13 @@ from zoomc.kernels.tir.isa import isa
 import zoomc
 
 #: Kinds of kernels by what their names start with; the rest is the pointwise and reduction code.
-KINDS = {"conv2d": "convolutions", "linear": "linears", "attention": "attention", "norm": "norms"}
+KINDS = {
+    "conv2d": "convolutions",
+    "linear": "linears",
+    "mlp": "linears",
+    "attention": "attention",
+    "norm": "norms",
+}
 REST = "everything else"
 
 #: Kinds of what comes before a product in its kernel.

@@ -22,6 +22,7 @@ from .dtype import set_dtype
 from .encode import encode_weights
 from .fuse_conv import CONV_RULES
 from .fuse_linear import LINEAR_RULES
+from .fuse_mlp import fuse_mlp
 from .lower import LOWER_RULES
 from .merge import MERGE_RULES
 from .rewrite import Rule, apply_rules, erase_dead_nodes
@@ -52,6 +53,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("fuse into conv", CONV_RULES),
     Pass("share equal values", merge_equal),
     Pass("encode weights", encode_weights),
+    Pass("fuse linears", fuse_mlp),
 )
 
 

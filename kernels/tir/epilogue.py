@@ -72,6 +72,7 @@ class Epilogue:
         activation: name of an activation, or ``"geglu"``.
         residual: flat buffer of the result's shape, or None.
         integer: how int32 sums become fp32, or None where they are.
+        origin: the pixel that lies first in ``out``; there is no residual where it is not 0.
     """
 
     isa: Isa
@@ -83,6 +84,7 @@ class Epilogue:
     activation: str = "none"
     residual: Buffer | None = None
     integer: IntegerSums | None = None
+    origin: Expr = 0
 
     @property
     def _width(self) -> int:
@@ -149,7 +151,7 @@ class Epilogue:
                 x = x * activation("gelu", self.out.dtype)(gate, lanes)
             else:
                 x = activation(self.activation, self.out.dtype)(x, lanes)
-            where = pixel * self.columns + n
+            where = (pixel - self.origin) * self.columns + n
             if self.residual is not None:
                 x = x + load(self.residual, [where], lanes)
             store(self.isa, self.out, where, T.bind(x), lanes)

@@ -74,6 +74,31 @@ def plan(isa: Isa, micro: IntegerMicro, rows: Rows, taps: int, codes: Codes, res
     return Plan(1, across, isa.threads // across, blocks, chunk, fetch)
 
 
+#: Stores a group's finished sums: its place, the panel, the sums' buffer and first element.
+Finish = Callable[[Place, Expr, Buffer, Expr], None]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a product reads.
+
+    Attributes:
+        a: flat buffer of A in the product's layout.
+        panels: flat buffer of the weights' codes.
+        table: flat buffer of their table, or None.
+        offsets: flat buffer of where their steps begin in A.
+        scratch: buffers of :meth:`IntegerProduct.scratch`.
+        origin: the row of A that lies first in ``a``.
+    """
+
+    a: Buffer
+    panels: Buffer
+    table: Buffer | None
+    offsets: Buffer
+    scratch: list[Buffer]
+    origin: Expr = 0
+
+
 @dataclass(frozen=True)
 class IntegerProduct:
     """One product: what it multiplies and how it is cut up.
@@ -125,9 +150,8 @@ class IntegerProduct:
     @property
     def extent(self) -> Extent:
         """What the plan cuts up."""
-        total = -(-self.rows.groups(self.micro.rows) // self.micro.groups)
         steps, panels = self.codes.steps, self.codes.panels
-        return Extent(self.isa.threads, 1, total, panels, steps, 1, fetches=self.micro.tiles)
+        return Extent(self.isa.threads, 1, self.blocks, panels, steps, 1, fetches=self.micro.tiles)
 
     def nearby(self) -> list[Plan]:
         """Plans a step away from this one's; chunks of whole blocks of channels where they are."""
@@ -173,7 +197,7 @@ class IntegerProduct:
         table: Buffer | None,
         offsets: Buffer | None,
         scratch: list[Buffer],
-        finish: Callable[[Place, Expr, Buffer, Expr], None],
+        finish: Finish,
     ) -> None:
         """Emit the offsets and the parallel loop.
 
@@ -183,23 +207,54 @@ class IntegerProduct:
             table: flat buffer of their table, where they have one.
             offsets: flat buffer of where their steps begin in A, if they are pruned.
             scratch: buffers of :meth:`scratch`.
-            finish: ``finish(place, panel, sums, at)`` stores a group's finished sums, which are
-                at element ``at``, a row ``columns`` apart.
+            finish: stores finished sums, rows ``columns`` apart.
         """
-        micro, codes, plan = self.micro, self.codes, self.plan
-        groups = self.rows.groups(micro.rows)
-        total = -(-groups // micro.groups)
-        steps, taps = codes.steps, len(self.taps)
-        pieces = -(-steps // plan.chunk)
-        size = micro.block * micro.columns
-        sums = scratch[0]
+        plan = self.plan
+        read = Read(a, panels, table, self.listed(offsets, scratch), scratch)
+        with T.parallel(self.isa.threads) as worker:
+            self.micro.begin()
+            along = T.floormod(worker, plan.column_workers)
+            across = T.floordiv(worker, plan.column_workers)
+            first, stop = share(across, plan.row_workers, self.blocks)
+            ends = share(along, plan.column_workers, self.codes.panels)
+            turns = T.floordiv(stop - first + plan.blocks - 1, plan.blocks)
+            with T.serial(turns) as turn:
+                base = T.bind(first + turn * plan.blocks)
+                limit = T.bind(T.min(base + plan.blocks, stop))
+                self.turn(read, worker, (base, limit), ends, finish)
+            self.micro.end()
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of A's rows."""
+        return -(-self.rows.groups(self.micro.rows) // self.micro.groups)
+
+    def listed(self, offsets: Buffer | None, scratch: list[Buffer]) -> Buffer:
+        """Emit where the steps begin in A, unless their list is given; the flat buffer of them."""
         if offsets is None:
             offsets = scratch[1]
             for tap, offset in enumerate(self.taps):
                 with T.serial(self.layout.blocks) as block:
-                    where = (block * self.layout.rows + offset) * micro.step_bytes
-                    T.buffer_store(offsets, where, [block * taps + tap])
+                    where = (block * self.layout.rows + offset) * self.micro.step_bytes
+                    T.buffer_store(offsets, where, [block * len(self.taps) + tap])
+        return offsets
+
+    def turn(
+        self,
+        read: Read,
+        worker: Expr,
+        blocks: tuple[Expr, Expr],
+        panels: tuple[Expr, Expr],
+        finish: Finish,
+    ) -> None:
+        """Emit a worker's products of a run of row blocks, at most the plan's, by its panels."""
+        micro, codes, plan = self.micro, self.codes, self.plan
+        groups = self.rows.groups(micro.rows)
+        steps = codes.steps
+        pieces = -(-steps // plan.chunk)
+        size = micro.block * micro.columns
+        sums = read.scratch[0]
+        base, limit = blocks
 
         def multiply(
             at: Expr, index: Expr, start: Expr, source: Expr, n: Expr, later: Expr, soon: Expr
@@ -209,8 +264,8 @@ class IntegerProduct:
                 number = index * micro.groups + g
                 if g and groups % micro.groups:
                     number = T.min(number, groups - 1)
-                row = place(self.rows, micro.rows, T.bind(number)).row
-                addresses.append(T.address_of(a[row * STEP]))
+                row = place(self.rows, micro.rows, T.bind(number)).row - read.origin
+                addresses.append(T.address_of(read.a[row * STEP]))
             micro.multiply(addresses, start, source, n, T.address_of(sums[at]), later, soon)
 
         def done(index: Expr, panel: Expr, at: Expr) -> None:
@@ -223,18 +278,18 @@ class IntegerProduct:
                 else:
                     finish(place(self.rows, micro.rows, number), panel, sums, where)
 
-        def chunk(worker: Expr, base: Expr, limit: Expr, panel: Expr, piece: Expr) -> None:
+        def chunk(panel: Expr, piece: Expr) -> None:
             first = T.bind(piece * plan.chunk)
             ragged = steps % plan.chunk
             n = T.bind(T.min(plan.chunk, steps - first)) if ragged else plan.chunk
             begin = T.bind(panel * codes.panel_bytes + first * codes.step_bytes)
             if codes.bits < 8:
-                room, at = scratch[-1], worker * self._room
-                codes.decode(self.isa, panels, table, panel, first, n, room, at)
+                room, at = read.scratch[-1], worker * self._room
+                codes.decode(self.isa, read.panels, read.table, panel, first, n, room, at)
                 source = T.address_of(room[at])
             else:
-                source = T.address_of(panels[begin])
-            start = T.address_of(offsets[panel * steps + first if codes.pruned else first])
+                source = T.address_of(read.panels[begin])
+            start = T.address_of(read.offsets[panel * steps + first if codes.pruned else first])
             later = 0 if self._single else T.bind(T.Cast("int32", first > 0))
             with T.serial(base, limit) as index:
                 spot = 0 if self._single else (index - base) * size
@@ -243,7 +298,7 @@ class IntegerProduct:
                 if micro.ahead:
                     # Every block fetches its part of the next chunk, which follows in memory.
                     part = (index - base) * (plan.chunk * micro.ahead * 64)
-                    soon = T.address_of(panels[begin + n * codes.step_bytes + part])
+                    soon = T.address_of(read.panels[begin + n * codes.step_bytes + part])
                 multiply(at, index, start, source, n, later, soon)
                 if pieces == 1:
                     done(index, panel, at)
@@ -251,22 +306,13 @@ class IntegerProduct:
                     with T.If(piece.equal(pieces - 1)), T.Then():
                         done(index, panel, at)
 
-        def share(position: Expr, workers: int, amount: int) -> tuple[Expr, Expr]:
-            return (
-                T.bind(T.floordiv(position * amount, workers)),
-                T.bind(T.floordiv((position + 1) * amount, workers)),
-            )
+        with T.serial(*panels) as panel, T.serial(pieces) as piece:
+            chunk(panel, piece)
 
-        with T.parallel(self.isa.threads) as worker:
-            micro.begin()
-            along = T.floormod(worker, plan.column_workers)
-            across = T.floordiv(worker, plan.column_workers)
-            first, stop = share(across, plan.row_workers, total)
-            first_panel, stop_panel = share(along, plan.column_workers, codes.panels)
-            turns = T.floordiv(stop - first + plan.blocks - 1, plan.blocks)
-            with T.serial(turns) as turn:
-                base = T.bind(first + turn * plan.blocks)
-                limit = T.bind(T.min(base + plan.blocks, stop))
-                with T.serial(first_panel, stop_panel) as panel, T.serial(pieces) as piece:
-                    chunk(worker, base, limit, panel, piece)
-            micro.end()
+
+def share(position: Expr, workers: int, amount: int) -> tuple[Expr, Expr]:
+    """Where a worker's part of an amount begins and ends."""
+    return (
+        T.bind(T.floordiv(position * amount, workers)),
+        T.bind(T.floordiv((position + 1) * amount, workers)),
+    )

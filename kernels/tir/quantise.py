@@ -277,6 +277,101 @@ class RowSource:
     activation: str
 
 
+def row(
+    layout: Blocks,
+    source: RowSource,
+    held: Buffer,
+    base: Expr,
+    out: Buffer,
+    scales: Buffer,
+    m: Expr,
+    fixed: tuple[Expr, Expr] | None = None,
+    origin: Expr = 0,
+) -> None:
+    """Emit the quantisation of one row.
+
+    Args:
+        layout: of the rows.
+        source: what they are.
+        held: fp32, room for the row from element ``base`` on.
+        base: see ``held``.
+        out: flat buffer of the quantised rows.
+        scales: fp32, one a row.
+        m: which row.
+        fixed: what all rows are multiplied by, and their scale; None finds the row's own.
+        origin: the row that lies first in the source and in ``out``.
+    """
+    isa, channels = layout.isa, layout.channels
+    lanes = isa.lanes
+    zero = T.int32(layout.micro.zero)
+    rounding = T.float32(ROUND + layout.micro.zero)
+    here = T.bind(m - origin)
+    start = T.bind(here * channels)
+
+    def read(c: Expr, n: int) -> Expr:
+        return load(source.x, [start + c], n)
+
+    def kept(c: Expr, n: int) -> Expr:
+        return load(held, [base + c], n)
+
+    value = read
+    mean = scale = None
+    if source.norm:
+        per = T.float32(1.0 / channels)
+        total = Sum(isa, "float32")
+
+        def first(c: Expr, n: int, part: int) -> None:
+            v = T.bind(read(c, n))
+            store(held, [base + c], v, n)
+            total.add(v, n, part)
+
+        sweep(channels, lanes, first)
+        mean = T.bind(total.result() * per)
+        squares = Sum(isa, "float32")
+
+        def second(c: Expr, n: int, part: int) -> None:
+            d = T.bind(kept(c, n) - splat(mean, n))
+            squares.add(d * d, n, part)
+
+        sweep(channels, lanes, second)
+        variance = squares.result() * per
+        scale = T.bind(T.float32(1) / T.sqrt(variance + T.float32(source.eps)))
+    most = Sum(isa, "int32")
+
+    def last(c: Expr, n: int, part: int) -> None:
+        v = kept(c, n) if source.norm else read(c, n)
+        if source.norm:
+            v = (v - splat(mean, n)) * splat(scale, n)
+            v = v * load(source.gain, [c], n) if source.gain is not None else v
+            v = v + load(source.offset, [c], n) if source.offset is not None else v
+        if fixed:
+            v = T.bind(v)
+            most.add(magnitude(v, n), n, part)
+        v = T.bind(ACTIVATIONS[source.activation](v, n))
+        if fixed:
+            layout.store(out, here, c, v, fixed[0], rounding, n, least=-LIMIT)
+            return
+        if value is kept:
+            store(held, [base + c], v, n)
+        most.add(magnitude(v, n), n, part)
+
+    value = kept if source.norm or source.activation != "none" else read
+    sweep(channels, lanes, last)
+    layout.zeros(out, here, zero, channels)
+    if fixed:
+        wrong = most.result() >= T.int32(INFINITY)
+        T.buffer_store(scales, T.Select(wrong, T.float32(float("nan")), fixed[1]), [m])
+        return
+    inverse, back = scale_of(T.reinterpret("float32", most.result()))
+    T.buffer_store(scales, back, [m])
+
+    def code(c: Expr, n: int, part: int) -> None:
+        del part
+        layout.store(out, here, c, value(c, n), inverse, rounding, n)
+
+    sweep(channels, lanes, code)
+
+
 def rows(
     layout: Blocks,
     source: RowSource,
@@ -297,77 +392,7 @@ def rows(
         count: rows.
         bounds: fp32, where the codes of every row begin and end; None finds each row's own.
     """
-    isa, channels = layout.isa, layout.channels
-    lanes, threads = isa.lanes, isa.threads
-    zero = T.int32(layout.micro.zero)
-    rounding = T.float32(ROUND + layout.micro.zero)
-
-    def row(m: Expr, base: Expr, fixed: tuple[Expr, Expr] | None) -> None:
-        start = T.bind(m * channels)
-
-        def read(c: Expr, n: int) -> Expr:
-            return load(source.x, [start + c], n)
-
-        def kept(c: Expr, n: int) -> Expr:
-            return load(held, [base + c], n)
-
-        value = read
-        mean = scale = None
-        if source.norm:
-            per = T.float32(1.0 / channels)
-            total = Sum(isa, "float32")
-
-            def first(c: Expr, n: int, part: int) -> None:
-                v = T.bind(read(c, n))
-                store(held, [base + c], v, n)
-                total.add(v, n, part)
-
-            sweep(channels, lanes, first)
-            mean = T.bind(total.result() * per)
-            squares = Sum(isa, "float32")
-
-            def second(c: Expr, n: int, part: int) -> None:
-                d = T.bind(kept(c, n) - splat(mean, n))
-                squares.add(d * d, n, part)
-
-            sweep(channels, lanes, second)
-            variance = squares.result() * per
-            scale = T.bind(T.float32(1) / T.sqrt(variance + T.float32(source.eps)))
-        most = Sum(isa, "int32")
-
-        def last(c: Expr, n: int, part: int) -> None:
-            v = kept(c, n) if source.norm else read(c, n)
-            if source.norm:
-                v = (v - splat(mean, n)) * splat(scale, n)
-                v = v * load(source.gain, [c], n) if source.gain is not None else v
-                v = v + load(source.offset, [c], n) if source.offset is not None else v
-            if fixed:
-                v = T.bind(v)
-                most.add(magnitude(v, n), n, part)
-            v = T.bind(ACTIVATIONS[source.activation](v, n))
-            if fixed:
-                layout.store(out, m, c, v, fixed[0], rounding, n, least=-LIMIT)
-                return
-            if value is kept:
-                store(held, [base + c], v, n)
-            most.add(magnitude(v, n), n, part)
-
-        value = kept if source.norm or source.activation != "none" else read
-        sweep(channels, lanes, last)
-        layout.zeros(out, m, zero, channels)
-        if fixed:
-            wrong = most.result() >= T.int32(INFINITY)
-            T.buffer_store(scales, T.Select(wrong, T.float32(float("nan")), fixed[1]), [m])
-            return
-        inverse, back = scale_of(T.reinterpret("float32", most.result()))
-        T.buffer_store(scales, back, [m])
-
-        def code(c: Expr, n: int, part: int) -> None:
-            del part
-            layout.store(out, m, c, value(c, n), inverse, rounding, n)
-
-        sweep(channels, lanes, code)
-
+    threads = layout.isa.threads
     with T.parallel(threads) as worker:
         first = T.bind(T.floordiv(worker * count, threads))
         stop = T.bind(T.floordiv((worker + 1) * count, threads))
@@ -376,4 +401,4 @@ def rows(
             inverse, back = scale_of(T.max(T.float32(0) - bounds[0], bounds[1]))
             fixed = T.bind(inverse), T.bind(back)
         with T.serial(first, stop) as m:
-            row(m, T.bind(worker * channels), fixed)
+            row(layout, source, held, T.bind(worker * layout.channels), out, scales, m, fixed)

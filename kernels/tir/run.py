@@ -13,7 +13,8 @@ from .isa import Isa
 from .kernel import STORAGE, Call, Kernel, TensorSpec, Value, lower
 
 _CONSTANT = frozenset(
-    "weight bias norm_weight norm_bias table group_scale channel_scale bounds".split()
+    "weight bias norm_weight norm_bias table group_scale channel_scale bounds"
+    " down down_bias down_table down_group_scale down_channel_scale".split()
 )
 
 _ALIVE: list[Any] = []  # JIT-compiled code must outlive every function taken from it

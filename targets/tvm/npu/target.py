@@ -49,6 +49,12 @@ class NpuTarget(CpuTarget):
             check_limit(self.machine, self.limit_mw)
         super().__init__(options)
 
+    def refuses(self, node: fx.Node, constant: set[fx.Node]) -> str | None:
+        """As on the CPU; and linears stay apart, since the machine takes them one by one."""
+        if op_name(node.target) == "zoomc::mlp":
+            return "the machine takes its linears one by one"
+        return super().refuses(node, constant)
+
     def offload(self, gm: fx.GraphModule, plan: Plan) -> dict[str, Any]:
         """Give the machine every layer it can run."""
         programs: dict[Job, Program] = {}

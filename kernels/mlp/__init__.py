@@ -1,0 +1,1 @@
+"""Two linears, one after the other, as one operator."""
