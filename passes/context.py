@@ -185,6 +185,15 @@ class Trace:
         """Rewrites in all: the fuel that repeats this run."""
         return sum(sum(record.hits.values()) for record in self.passes)
 
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers that could take coded weights, of whichever pass looked at them."""
+        return [layer for record in self.passes for layer in record.layers]
+
+    def of(self, name: str) -> PassRecord:
+        """What the last pass of that name did."""
+        return next(record for record in reversed(self.passes) if record.name == name)
+
     def hits(self, rule: str) -> int:
         """How often the rule of that name applied, over all passes."""
         return sum(record.hits.get(rule, 0) for record in self.passes)

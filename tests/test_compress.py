@@ -107,7 +107,7 @@ def test_compiled_it_computes_with_its_own_codes(weights):
         got = torch.compile(model, backend="zoomc", options={"fallback": "error"})(*inputs)
     # what differs is the rounding of activations to int8
     assert error(got, want) < 0.03
-    layers = records[0].trace.passes[-1].layers
+    layers = records[0].trace.layers
     assert {layer.encoding for layer in layers} == {"int8", weights}
     assert len(layers) == 5  # queries, keys and values are one
     assert records[0].trace.hits(f"linear(x, w) => linear(x, {weights} of w)") >= 1
@@ -122,7 +122,7 @@ def test_a_budget_and_another_type_leave_stored_codes_alone():
         with collect() as records:
             got = torch.compile(model, backend="zoomc", options=options)(*inputs)
         assert error(got, want) < 0.05
-        encodings = [layer.encoding for layer in records[0].trace.passes[-1].layers]
+        encodings = [layer.encoding for layer in records[0].trace.layers]
         assert encodings.count("int4") == 2
 
 
@@ -267,7 +267,7 @@ def test_a_whole_unet(tmp_path):
     model = zoomc.load_compressed(MODELS["sd2_unet"]()[0], tmp_path / "unet.safetensors")
     assert torch.equal(model(*inputs), want)
     gm, inputs = captured(model, inputs)
-    layers = run(gm).passes[-1].layers
+    layers = run(gm).layers
     encodings = [layer.encoding for layer in layers]
     assert encodings.count("int4") == 59 and encodings.count("int8") == 12
     assert error(outputs(gm, inputs)[0], want) < 0.1  # what int8 activations add
@@ -313,5 +313,5 @@ def test_what_compression_kept_stays_kept(monkeypatch):
     want = model(*inputs)
     with collect() as records:
         got = torch.compile(model, backend="zoomc")(*inputs)
-    assert [layer.encoding for layer in records[0].trace.passes[-1].layers] == ["int8"]
+    assert [layer.encoding for layer in records[0].trace.layers] == ["int8"]
     assert (got - want).norm() < 0.02 * want.norm()

@@ -59,7 +59,7 @@ def test_numbers_through_the_compiler(block, weights, low, high):
     with collect() as records:
         got = compiled(model, weights=weights, validate=True, fallback="error")(x)
     assert low < error(got, model(x)) < high
-    layers = records[0].trace.passes[-1].layers
+    layers = records[0].trace.layers
     assert [layer.encoding for layer in layers] == [weights] * 3
     assert all(row["error"] < 1e-5 and row["finite"] for row in records[0].validation)
 
@@ -77,7 +77,7 @@ def test_a_layer_is_encoded_once_and_nothing_is_kept_of_it(block, monkeypatch):
     with collect() as records:
         fast = compiled(model, weights="int4")
         fast(x)
-    assert sorted(calls) == sorted(layer.shape for layer in records[0].trace.passes[-1].layers)
+    assert sorted(calls) == sorted(layer.shape for layer in records[0].trace.layers)
     fast(torch.randn(33, 128))
     assert len(calls) == 3
     assert records[0].executable._constants._several is None
@@ -119,7 +119,7 @@ def test_variants_share_static_scales_and_new_weights_get_new_ones(block):
         with torch.no_grad():
             model.layers[0].weight.mul_(-20)
         assert error(fast(x), model(x)) < 0.03
-    bounds = [[layer.bounds for layer in r.trace.passes[-1].layers] for r in records]
+    bounds = [[layer.bounds for layer in r.trace.layers] for r in records]
     assert bounds[0] == bounds[1] and None not in bounds[0]
     assert bounds[-1][0] == bounds[0][0] and bounds[-1][1][1] > 10 * bounds[0][1][1]
     assert all(len(record.validation) == 3 for record in records)
@@ -161,7 +161,7 @@ def test_smoothing_through_the_compiler_and_new_weights_are_smoothed_anew(weight
         model.norm.weight.data[::40] /= 30
         model.norm.weight.data[7] *= 100
         assert error(fast(x), model(x)) < 0.9 * plain
-    channels = [[layer.smoothed for layer in r.trace.passes[-1].layers] for r in records]
+    channels = [[layer.smoothed for layer in r.trace.layers] for r in records]
     assert channels[0] == channels[1] and channels[0][0] >= 4 and channels[-1][0] >= 1
     factors = [value for record in records[::2] for value in record.graph.buffers()]
     factors = [value for value in factors if value.shape == (128,) and (value != 1).any()]
@@ -300,7 +300,7 @@ def test_by_default_weights_take_four_bits(block, monkeypatch):
     with collect() as records:
         got = compiled(model)(x)
     assert 0.02 < error(got, model(x)) < 0.2
-    assert [layer.encoding for layer in records[0].trace.passes[-1].layers] == ["int4"] * 3
+    assert [layer.encoding for layer in records[0].trace.layers] == ["int4"] * 3
 
 
 def test_options_are_checked():

@@ -35,7 +35,7 @@ _PLAIN = {"weight_only": False, "bounds": None, "pre_activation": "none", "resid
 
 def linears(call: Call) -> tuple[Call, Call]:
     """The two linears that a call is."""
-    x, weight, down = call["x"], call["weight"], call["down"]
+    x, down = call["x"], call["down"]
     hidden = TensorSpec((*x.spec.shape[:-1], down.spec.shape[1]), x.spec.dtype)
     first = {name: call[name] for name in ("x", "weight", "bias", *_FIRST, *_CODED)}
     second = {name: call[f"down_{name}"] for name in ("bias", *_CODED)}

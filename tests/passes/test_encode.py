@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from zoomc.kernels.weights import Encoding, decode, encode
 from zoomc.kernels.weights.coded import bits
-from zoomc.passes import Context, PassRecord, run
+from zoomc.passes import PIPELINE, Context, PassRecord, run
 from zoomc.passes.candidates import row_a_picture
 from zoomc.passes.ops import CONV2D, LINEAR
 from zoomc.passes.rewrite import arguments
@@ -17,12 +17,15 @@ from zoomc.passes.rewrite import arguments
 from tests.passes.util import assert_meta_is_true, captured, counts, model, outputs
 from zoomc import compress
 
+#: The passes up to the one tested here: what it gives codes is fused after it.
+ENCODED = PIPELINE[: [p.name for p in PIPELINE].index("encode weights") + 1]
+
 
 def coded(name_or_module, weights: str, inputs=None, **settings):
     """The graph with coded weights, its inputs, its outputs before, and the pass's record."""
     gm, inputs = model(name_or_module) if inputs is None else captured(name_or_module, inputs)
     want = outputs(gm, inputs)
-    trace = run(gm, Context(weights=weights, inputs=inputs, **settings))
+    trace = run(gm, Context(weights=weights, inputs=inputs, **settings), ENCODED)
     gm.graph.lint()
     return gm, inputs, want, trace.passes[-1]
 

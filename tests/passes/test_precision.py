@@ -53,7 +53,7 @@ def chosen(costs=None, dtype=torch.float32, **settings):
 
     context = Context(inputs=inputs, refuses=refuses, cost=cost, **{"weights": "int8"} | settings)
     trace = run(gm, context)
-    record = trace.passes[-1]
+    record = trace.of("encode weights")
     gm.graph.lint()
     got = outputs(gm, inputs)[0].double()
     found = [arguments(n)["arithmetic"] for n in gm.graph.nodes if n.target is ATTENTION]
@@ -63,7 +63,7 @@ def chosen(costs=None, dtype=torch.float32, **settings):
 
 
 def reasons(trace: Trace) -> list[str]:
-    return [attention.reason for attention in trace.passes[-1].attentions]
+    return [attention.reason for attention in trace.of("encode weights").attentions]
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_auto_takes_the_fastest_unless_that_is_hardly_faster(costs, found) -> No
     assert got == found
     assert reasons(trace) == ["nothing less exact is faster" if a == "keep" else "" for a in found]
     assert sum(
-        n for rule, n in trace.passes[-1].hits.items() if "attention" in rule
+        n for rule, n in trace.of("encode weights").hits.items() if "attention" in rule
     ) == 2 - found.count("keep")
-    assert trace.passes[-1].attentions[0].shape == (2, 2, 50, 50, 32)
+    assert trace.of("encode weights").attentions[0].shape == (2, 2, 50, 50, 32)
 
 
 def test_auto_keeps_what_a_model_with_kept_weights_computes() -> None:
     found, trace, error = chosen(weights="keep", attention="auto")
-    assert found == ["keep", "keep"] and not trace.passes[-1].attentions and error < 1e-6
+    assert found == ["keep", "keep"] and not trace.of("encode weights").attentions and error < 1e-6
 
 
 @pytest.mark.parametrize(("asked", "least", "most"), [("int8", 2e-3, 0.02), ("bf16", 5e-4, 5e-3)])
@@ -113,7 +113,7 @@ def test_fuel_stops_the_choice() -> None:
 def test_the_budget_climbs_until_the_error_is_within_it() -> None:
     def within(budget: float) -> tuple[list[str], float]:
         found, trace, error = chosen(attention="int8", weights="keep", max_error=budget)
-        last = trace.passes[-1]
+        last = trace.of("encode weights")
         assert error <= budget and last.measured <= budget
         assert math.isclose(last.measured, error, rel_tol=0.1, abs_tol=1e-7)
         assert all(attention.error is not None for attention in last.attentions)

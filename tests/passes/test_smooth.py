@@ -76,7 +76,7 @@ def smoothed(module: nn.Module, x: torch.Tensor, weights: str, smoothing, **sett
 
 
 def channels(trace) -> list[int]:
-    return [layer.smoothed for layer in trace.passes[-1].layers]
+    return [layer.smoothed for layer in trace.layers]
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +151,11 @@ def test_fuel_takes_smoothing_and_codes_one_by_one(block):
 @pytest.mark.parametrize("budget", [0.07, 0.02])
 def test_a_budget_counts_on_it(block, budget):
     _, trace = smoothed(*block, "int4", None, max_error=budget)
-    bits = sum(layer.bits for layer in trace.passes[-1].layers)
+    bits = sum(layer.bits for layer in trace.layers)
     error, trace = smoothed(*block, "int4", {}, max_error=budget)
-    assert error <= budget and abs(error - trace.passes[-1].measured) < 1e-3
+    assert error <= budget and abs(error - trace.of("encode weights").measured) < 1e-3
     assert trace.hits(RULE) > 0
-    assert sum(layer.bits for layer in trace.passes[-1].layers) < bits
+    assert sum(layer.bits for layer in trace.layers) < bits
 
 
 def test_layers_that_cannot_or_need_not():

@@ -23,6 +23,7 @@ FAMILIES = {
 _FAMILY_OF = {
     "conv2d": "convolution",
     "linear": "linear",
+    "mlp": "linear",
     "attention": "attention",
     "group": "norm",
     "layer": "norm",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
+from zoomc.targets import create
 
 import zoomc
 from zoomc.errors import OptionValueError, ZoomcError
+from zoomc.options import Options
 from zoomc.record import collect
 
 from ...models import sd2_unet
@@ -59,6 +61,14 @@ def test_an_sd2_unet_runs_on_the_mobile_npu_and_explain_says_what_it_moved():
     assert report.error < 0.5
     text = str(report)
     assert "npu          mobile" in text and "MB moved" in text
+
+
+def test_linears_stay_apart_for_the_machine():
+    graph = fx.Graph()
+    x, up, down = (graph.placeholder(name) for name in ("x", "up", "down"))
+    node = graph.call_function(torch.ops.zoomc.mlp.default, (x, up, None, down))
+    target = create("npu", Options.resolve(options=options("npu")))
+    assert target.refuses(node, {up, down}) == "the machine takes its linears one by one"
 
 
 def test_full_precision_weights_stay_on_the_cpu_and_the_reason_is_said():

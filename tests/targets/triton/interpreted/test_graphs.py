@@ -80,7 +80,7 @@ def test_coded_weights(weights):
     model.layer.bias[::8] *= 30
     model.qkv.weight[:, ::8] /= 30
     actual, records = run(model, *args, weights=weights, activations="int8")
-    assert [layer.smoothed > 0 for layer in records[0].trace.passes[-1].layers].count(True) == 1
+    assert [layer.smoothed > 0 for layer in records[0].trace.layers].count(True) == 1
     cpu = torch.compile(model, backend="zoomc", options={"target": "cpu", "weights": weights})
     with torch.no_grad():
         torch._dynamo.reset()
@@ -102,7 +102,7 @@ def test_layers_that_gain_nothing_from_integers_read_floats():
     torch._dynamo.reset()
     integers, _ = run(model, x, weights="int8", activations="int8")
     assert (actual - exact).norm() < (integers - exact).norm()
-    layers = records[0].trace.passes[-1].layers
+    layers = records[0].trace.layers
     read = {layer.shape: layer.weight_only for layer in layers}
     assert read[96, 64] and not read[64, 96]
     kernels = [k["notes"] for k in records[0].executable.report["kernels"]]
@@ -112,7 +112,7 @@ def test_layers_that_gain_nothing_from_integers_read_floats():
     on_cpu = torch.compile(model, backend="zoomc", options={"target": "cpu"})
     with torch.no_grad(), collect() as records:
         on_cpu(x)
-    assert not any(layer.weight_only for layer in records[0].trace.passes[-1].layers)
+    assert not any(layer.weight_only for layer in records[0].trace.layers)
 
 
 def test_static_scales():
@@ -126,7 +126,7 @@ def test_static_scales():
         compiled = torch.compile(model, backend="zoomc", options=TARGET | options)
         errors = [(compiled(y) - model(y)).norm() / model(y).norm() for y in (x, 3 * x)]
     assert errors[0] < 3e-2 < 1e-1 < errors[1]
-    layers = [x for x in records[0].trace.passes[-1].layers if x.encoding == "int8"]
+    layers = [x for x in records[0].trace.layers if x.encoding == "int8"]
     assert len(layers) == 2 and all(layer.bounds is not None for layer in layers)
     assert all(row["error"] < 5e-3 for row in records[0].validation)
 
