@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import fx, nn
+from zoomc.passes.ops import MLP
 from zoomc.targets import create
 
 import zoomc
@@ -66,7 +67,7 @@ def test_an_sd2_unet_runs_on_the_mobile_npu_and_explain_says_what_it_moved():
 def test_linears_stay_apart_for_the_machine():
     graph = fx.Graph()
     x, up, down = (graph.placeholder(name) for name in ("x", "up", "down"))
-    node = graph.call_function(torch.ops.zoomc.mlp.default, (x, up, None, down))
+    node = graph.call_function(MLP, (x, up, None, down))
     target = create("npu", Options.resolve(options=options("npu")))
     assert target.refuses(node, {up, down}) == "the machine takes its linears one by one"
 
