@@ -167,13 +167,13 @@ def mlp(call: Call, isa: Isa) -> Kernel:
     texts = [*convert.texts(isa), *quantise.lane_texts(isa), micro.text]
     texts += [*up.codes.texts(isa), *down.codes.texts(isa)]
     bits = sorted({up.codes.bits, down.codes.bits})
-    name = ["mlp", "int" + "_".join(map(str, bits)), *(["norm"] if call["norm"] else [])]
+    parts = ["mlp", "int" + "_".join(map(str, bits)), *(["norm"] if call["norm"] else [])]
     flops = sum(
         2 * count * c["weight"].spec.numel * p.codes.steps // p.codes.depth
         for c, p in ((first, up), (second, down))
     )
     return Kernel(
-        "_".join([*name, *([call["activation"]] if call["activation"] != "none" else [])]),
+        "_".join([*parts, *([call["activation"]] if call["activation"] != "none" else [])]),
         call_key(call, isa),
         lambda: prim_func(specs, texts, body),
         tuple(operands.values()),
