@@ -68,6 +68,10 @@ def serve(work: Callable[..., None]) -> None:
     """Be such a process: ``work(machine, notes, **arguments)``."""
     arguments = json.loads(sys.argv[1])
     machine = DryRun() if arguments.pop("dry") else Gpu()
+    if machine.dry:
+        from interpreting import prepare
+
+        prepare()
     notes = Notes(machine, Path(sys.argv[2]))
     work(machine, notes, **arguments)
     notes.item = ""

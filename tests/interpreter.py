@@ -35,8 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if all("interpreted" in path.parts for path in named) and "triton" not in sys.modules:
         os.environ["TRITON_INTERPRET"] = "1"
     if interprets():
-        widen_bf16()
-        look_dtypes_up_once()
+        sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+        from interpreting import prepare
+
+        prepare()
 
 
 def pytest_ignore_collect() -> bool | None:
@@ -50,43 +52,3 @@ def in_the_interpreter() -> None:
     if not interprets():
         pytest.skip("needs a process of its own: name files of such folders alone, or set"
                     " TRITON_INTERPRET=1")  # fmt: skip
-
-
-def widen_bf16() -> None:
-    """Teach the interpreter bf16, which it multiplies, and makes of int8, as bit patterns."""
-    import numpy as np
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    dot = InterpreterBuilder.create_dot
-
-    def widened(x):
-        if x.dtype.scalar is not tl.bfloat16:
-            return x
-        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    def dot_of_bf16(self, a, b, *rest):
-        return dot(self, widened(a), widened(b), *rest)
-
-    def bf16_of_integer(self, x, to):
-        if to.scalar is tl.bfloat16:
-            x = self.cast_impl(x, tl.float32)
-        return self.cast_impl(x, to)
-
-    InterpreterBuilder.create_dot = dot_of_bf16
-    InterpreterBuilder.create_si_to_fp = bf16_of_integer
-
-
-def look_dtypes_up_once() -> None:
-    """Save the interpreter a table of all dtypes that it makes at every operation."""
-    from triton.runtime import interpreter
-
-    find, known = interpreter._get_np_dtype, {}
-
-    def found(dtype):
-        name = str(dtype)
-        if name not in known:
-            known[name] = find(dtype)
-        return known[name]
-
-    interpreter._get_np_dtype = found
