@@ -38,6 +38,9 @@ LONGEST = (2**31 - 1) // (SPAN * LIMIT)
 #: Added to an fp32, it leaves the nearest integer, halves to even.
 ROUND = 1.5 * 2.0**23
 
+#: Codes of weights that are summed at a time.
+_TOGETHER = 1 << 20
+
 
 def extent(
     low: torch.Tensor, high: torch.Tensor, activation: str
@@ -176,13 +179,17 @@ def column_sums(
     """
     if table is None or group_scale is None:
         return weight.flatten(1).sum(1, dtype=torch.int32)
-    columns, groups = group_scale.shape[:2]
+    groups = group_scale.shape[1]
     rest = groups * GROUP - weight.shape[1]
     padding = (0, 0) * (weight.dim() - 2) + (0, rest)
-    codes = F.pad(weight, padding).flatten().int()
-    values = table.index_select(0, codes).view(columns, groups, GROUP, -1)
-    of_groups = values.sum(2, dtype=torch.int32) * group_scale.view(columns, groups, -1)
-    return of_groups.flatten(1).sum(1, dtype=torch.int32)
+    sums = []
+    few = max(1, _TOGETHER // max(1, weight[0].numel()))  # indices are four times the codes
+    for rows, scale in zip(weight.split(few), group_scale.split(few), strict=True):
+        codes = F.pad(rows, padding).flatten().int()
+        values = table.index_select(0, codes).view(len(rows), groups, GROUP, -1)
+        of_groups = values.sum(2, dtype=torch.int32) * scale.reshape(len(rows), groups, -1)
+        sums.append(of_groups.flatten(1).sum(1, dtype=torch.int32))
+    return torch.cat(sums)
 
 
 def wide(*tensors: torch.Tensor | None) -> list[Any]:

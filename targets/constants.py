@@ -20,7 +20,8 @@ from .pages import CODES, page_out
 #: Bytes from which on a packed constant gets pages of its own.
 _LARGE = 1 << 20
 
-#: Bytes packed between two looks for free memory to give back.
+#: Bytes of weights read between two looks for free memory to give back: packing leaves holes as
+#: large as what it reads, also where it makes a quarter of it.
 _TRIM = 128 << 20
 
 #: Gives the current tensor of a weight's attribute, None for any other attribute.
@@ -85,10 +86,13 @@ class Constants:
             elif needed.op == "get_attr":
                 weight = self._weights(str(needed.target))
                 values[needed] = (attribute(needed) if weight is None else weight).detach()
+                self._since_trim += values[needed].nbytes
                 if values[needed].dtype in CODES:
                     self._codes.append(values[needed])
             else:
                 args, kwargs = fx.map_arg((needed.args, needed.kwargs), values.__getitem__)
+                if _has_several(needed):
+                    self._several = None  # not to be held beside what takes its place
                 with torch.no_grad():
                     values[needed] = needed.target(*args, **kwargs)  # type: ignore[operator]
                 if _has_several(needed):
@@ -119,9 +123,8 @@ class Constants:
             if not operand.pack:
                 tensor = settled(tensor.contiguous())
             self._packed[key] = tensor
-            self._since_trim += tensor.nbytes
+            del values
             if self._since_trim > _TRIM:
-                trim()
                 self._look_after_memory()
         return tensor
 
@@ -129,6 +132,8 @@ class Constants:
         for codes in self._codes:
             page_out(codes)
         self._codes.clear()
+        if self._since_trim > _LARGE:
+            trim()
         self._since_trim = 0
 
     def forget(self) -> None:

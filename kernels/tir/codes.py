@@ -36,6 +36,9 @@ Buffer = Any
 #: Entries of the table a kernel reads, whatever the codes need.
 TABLE = 16
 
+#: Codes packed at a time.
+_PART = 1 << 20
+
 
 def _scales(scale: torch.Tensor, micro: IntegerMicro, gated: bool) -> torch.Tensor:
     """Group scales ``(N, groups, ...)`` as ``(panels, steps · columns)``."""
@@ -105,11 +108,10 @@ class Codes:
         key: tuple[Any, ...]
         key = ("codes", self.bits, micro.columns, micro.kpack, micro.vector, self.gated)
         key += (self.steps,) if self.pruned else ()
-        if self.bits < 8 and not self.pruned:
-            assert group_scale is not None
-            return Operand((weight, group_scale), Pack.of(key, self._pack, spec))
         values = tuple(v for v in (weight, table, group_scale) if v is not None)
-        return Operand(values, Pack.of(key, self._pruned if self.pruned else self._values, spec))
+        if self.pruned:
+            return Operand(values, Pack.of(key, self._pruned, spec))
+        return Operand(values, Pack(key, self._write, spec))
 
     def offsets(self, weight: Value, table: Value | None, places: tuple[int, ...]) -> Operand:
         """Of pruned weights, the byte offset in A of every panel's steps: int32, panel by panel.
@@ -192,9 +194,6 @@ class Codes:
             weight = table[F.pad(weight, padding).long()] * scale
         return self._ordered(weight.view(torch.uint8)).view(torch.int8)
 
-    def _values(self, *values: torch.Tensor) -> torch.Tensor:
-        return self._fit(self._int8(*values))
-
     def _codes(
         self, weight: torch.Tensor, group_scale: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,8 +206,29 @@ class Codes:
         scales = _scales(group_scale.view(torch.uint8), self.micro, self.gated)
         return codes.flatten(1).view(torch.int8), scales.view(torch.int8)
 
-    def _pack(self, weight: torch.Tensor, group_scale: torch.Tensor) -> torch.Tensor:
-        return self._fit(torch.cat(self._codes(weight, group_scale), 1))
+    def _write(self, out: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> None:
+        """Fill in the panels, a few at a time: a large layer's bytes in between would add up."""
+        width = self.micro.columns // 2 if self.gated else self.micro.columns
+        halves = 2 if self.gated else 1
+        few = max(1, _PART // (width * halves * max(1, weight[0].numel())))
+
+        def some(x: torch.Tensor, first: int) -> torch.Tensor:
+            rows = slice(first * width, (first + few) * width)
+            return torch.cat([half[rows] for half in x.chunk(halves)])
+
+        for first in range(0, self.panels, few):
+            part = replace(self, panels=min(few, self.panels - first))
+            codes = some(weight, first)
+            if self.bits == 8:
+                table = [rest[0], some(rest[1], first)] if rest else []
+                parts = [part._int8(codes, *table)]
+            else:
+                parts = list(part._codes(codes, some(rest[1], first)))
+            rows = out[first : first + few]
+            for x in parts:
+                rows[:, : x.shape[1]] = x
+                rows = rows[:, x.shape[1] :]
+            rows.zero_()
 
     def _fit(self, panels: torch.Tensor) -> torch.Tensor:
         return F.pad(panels, (0, self.panel_bytes - panels.shape[1]))

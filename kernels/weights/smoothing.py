@@ -99,7 +99,7 @@ def _powers(read: torch.Tensor, weight: torch.Tensor, strength: float) -> tuple[
 
 def multiplied(weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """The weight with its input channels multiplied, in fp32: fp16 might not hold it."""
-    return weight.float() * factors.view(-1, *[1] * (weight.dim() - 2))
+    return weight * factors.view(-1, *[1] * (weight.dim() - 2))
 
 
 def divided(gram: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
