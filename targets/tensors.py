@@ -28,7 +28,7 @@ def on_device(tensors: Iterable[Any]) -> contextlib.AbstractContextManager[Any]:
 
 def recording() -> bool:
     """Whether a caller is recording a CUDA graph of its own: then nothing may wait for the GPU."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def unaliased(results: list[Any], inputs: Sequence[torch.Tensor]) -> list[Any]:
