@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from ..operator import OPERATORS
 from .isa import Isa
 from .kernel import STORAGE, Call, Kernel, TensorSpec, Value, lower
+from .stages import parts
 
 _CONSTANT = frozenset(
     "weight bias norm_weight norm_bias table group_scale channel_scale bounds"
@@ -65,7 +67,28 @@ def _map(x: Any, fn: Callable[[torch.Tensor], Any]) -> Any:
     return [_map(t, fn) for t in x] if isinstance(x, (list, tuple)) else x
 
 
-def load(kernel: Kernel, isa: Isa) -> Callable[[], torch.Tensor]:
+@dataclass(frozen=True)
+class Loaded:
+    """A compiled kernel with its tensors: calling it runs it and returns the output."""
+
+    kernel: Kernel
+    run: Callable[..., object]
+    operands: list[torch.Tensor]
+    out: torch.Tensor
+    scratch: list[torch.Tensor]
+
+    def __call__(self) -> torch.Tensor:
+        """Run the kernel; the output is the same tensor every time."""
+        self.run(*self.operands, as_storage(self.out), *self.scratch)
+        return self.out
+
+    def stages(self) -> dict[str, float]:
+        """Each stage's part of the last call's time; empty where the kernel stamps none."""
+        names = tuple(self.kernel.stages)
+        return parts(names, self.scratch[0].tolist()) if names else {}
+
+
+def load(kernel: Kernel, isa: Isa) -> Loaded:
     """Compile a kernel whose values hold tensors; the result runs it and returns the output.
 
     Operands are packed once, here; output and scratch are allocated once and reused, so calling
@@ -91,12 +114,7 @@ def load(kernel: Kernel, isa: Isa) -> Callable[[], torch.Tensor]:
     out = _aligned(torch.zeros(kernel.out.shape, dtype=kernel.out.dtype))
     # Garbage in the scratch: a kernel that relies on zeros there fails its test.
     scratch = [_aligned(_garbage(s)) for s in kernel.scratch]
-
-    def call() -> torch.Tensor:
-        run(*operands, as_storage(out), *scratch)
-        return out
-
-    return call
+    return Loaded(kernel, run, operands, out, scratch)
 
 
 def _garbage(spec: TensorSpec) -> torch.Tensor:
