@@ -218,8 +218,9 @@ def _coded(
     gated = _gated(candidate.node)
     values: dict[str, Value]
     if found is not None:
-        values = {"weight": found.codes, "channel_scale": found.channel_scale}
-        values["kept_steps"] = found.kept_steps(gated)
+        values = {"weight": found.codes, "kept_steps": found.kept_steps(gated)}
+        if found.channel_scale is not None:
+            values["channel_scale"] = found.channel_scale
         if found.table is not None and found.group_scale is not None:
             values |= {"table": found.table, "group_scale": found.group_scale}
         return values

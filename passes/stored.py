@@ -1,4 +1,4 @@
-"""Weights that a model already stores in codes: found through what passes did to them."""
+"""Weights that a model stores in codes, or pruned: found through what passes did to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 from zoomc.kernels.weights import Encoding
-from zoomc.kernels.weights.op import DECODE, UNPACK
+from zoomc.kernels.weights.op import DECODE, RESTORE, UNPACK
 from zoomc.kernels.weights.pruning import ROWS, kept_steps
 from zoomc.kernels.weights.tables import UNIFORM
 
@@ -20,15 +20,16 @@ from .rewrite import Value, call, is_call
 class Stored:
     """A coded weight as values of the graph, in the order a coded layer takes them.
 
-    ``table`` and ``group_scale`` are None for int8. ``parts`` are the shapes of the weights it is
-    joined from.
+    ``table`` and ``group_scale`` are None for int8. Of a weight that was only pruned ``codes`` is
+    the weight, and ``channel_scale`` None too. ``parts`` are the shapes of the weights it is joined
+    from.
     """
 
     encoding: Encoding
     codes: Value
     table: Value | None
     group_scale: Value | None
-    channel_scale: Value
+    channel_scale: Value | None
     parts: tuple[tuple[int, ...], ...]
 
     def kept_steps(self, gated: bool) -> int:
@@ -40,15 +41,19 @@ class Stored:
 
 
 def stored(weight: Any) -> Stored | None:
-    """The codes that a constant weight decodes from, if it does.
+    """The codes that a constant weight decodes from, or what was left of it, if it does.
 
     Casts between floating types only concern the decoded numbers. Weights joined along their
     output channels are joined codes, where the tables agree.
     """
+    given = weight
     while is_call(weight, TO):
         weight = weight.args[0]
     if is_call(weight, DECODE):
         return _decoded(weight)
+    if is_call(weight, RESTORE):
+        shape, encoding = weight.args[2:]
+        return Stored(Encoding.parse(encoding), given, None, None, None, (tuple(shape),))
     if not is_call(weight, CAT) or (len(weight.args) > 1 and weight.args[1] != 0):
         return None
     parts = [stored(part) for part in weight.args[0]]
@@ -66,10 +71,10 @@ def stored(weight: Any) -> Stored | None:
 
     return Stored(
         first.encoding,
-        joined("codes"),
+        given if first.channel_scale is None else joined("codes"),
         first.table,
         None if first.group_scale is None else joined("group_scale"),
-        joined("channel_scale"),
+        None if first.channel_scale is None else joined("channel_scale"),
         tuple(shape for part in parts for shape in part.parts),  # type: ignore[union-attr]
     )
 

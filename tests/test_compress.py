@@ -17,7 +17,7 @@ from zoomc.targets.pages import page_out
 import zoomc
 from tests.models import MODELS
 from tests.passes.util import captured, outputs
-from zoomc.compressed import MASK, PARTS, CodedConv2d, CodedLinear
+from zoomc.compressed import MASK, PARTS, Coded, CodedConv2d, CodedLinear
 from zoomc.errors import CompressedFileError
 from zoomc.record import collect
 
@@ -142,7 +142,10 @@ def test_saved_and_loaded_without_the_original(tmp_path):
     assert a == b < 0.4 * stored_bytes(net()[0])
 
 
-@pytest.mark.parametrize("spelling", ["int4+2:4", "int8+75%", "shared:4+50%", "int4+blocks50%"])
+@pytest.mark.parametrize(
+    "spelling",
+    ["int4+2:4", "int8+75%", "shared:4+50%", "int4+blocks50%", "keep+2:4", "keep+blocks50%"],
+)
 def test_pruned_layers_hold_what_is_kept(spelling, tmp_path):
     encoding = Encoding.parse(spelling)
     model, inputs = net()
@@ -156,7 +159,8 @@ def test_pruned_layers_hold_what_is_kept(spelling, tmp_path):
         assert error(layer.weight, weight) < 0.4
     path = tmp_path / "net.safetensors"
     zoomc.save_compressed(model, path)
-    for target in (meta(), net(1)[0], zoomc.compress(net(1)[0], weights="int4+30%")):
+    other = "keep+30%" if encoding.kind == "keep" else "int4+30%"
+    for target in (meta(), net(1)[0], zoomc.compress(net(1)[0], *inputs, weights=other)):
         loaded = zoomc.load_compressed(target, path)
         assert torch.equal(loaded(*inputs), model(*inputs))
     # a model whose layers were pruned takes a file of some that were not
@@ -166,12 +170,13 @@ def test_pruned_layers_hold_what_is_kept(spelling, tmp_path):
     assert torch.equal(again(*inputs), dense(*inputs)) and not hasattr(again.q, MASK)
 
 
-def test_files_of_pruned_layers_that_do_not_fit_say_so(tmp_path):
+@pytest.mark.parametrize("kind", ["int4", "keep"])
+def test_files_of_pruned_layers_that_do_not_fit_say_so(kind, tmp_path):
     path = tmp_path / "net.safetensors"
-    zoomc.save_compressed(zoomc.compress(net()[0], weights="int4+50%"), path)
-    whole = path.read_bytes()
-    for content in (whole[:-50], whole.replace(b"int4+50%", b"int4+40%"),
-                    whole.replace(b"int4+50%", b"int4_50%")):  # fmt: skip
+    zoomc.save_compressed(zoomc.compress(net()[0], weights=f"{kind}+50%"), path)
+    whole, spelling, other = path.read_bytes(), f"{kind}+50%", "keep" if kind == "int4" else "int8"
+    for content in (whole[:-50], *(whole.replace(spelling.encode(), wrong.encode())
+                    for wrong in (f"{kind}+40%", f"{kind}_50%", f"{other}+50%"))):  # fmt: skip
         path.write_bytes(content)
         with pytest.raises(CompressedFileError, match="damaged"):
             zoomc.load_compressed(meta(), path)
@@ -185,6 +190,34 @@ def test_half_precision_comes_back_in_its_type(tmp_path):
     zoomc.save_compressed(model, tmp_path / "net.safetensors")
     loaded = zoomc.load_compressed(meta(), tmp_path / "net.safetensors")
     assert torch.equal(loaded(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("weights", ["keep+2:4", "keep+75%", "keep+blocks50%"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_only_pruned_are_kept_as_numbers(weights, dtype, tmp_path, monkeypatch):
+    monkeypatch.delenv("ZOOMC_WEIGHTS")
+    model, inputs = net()
+    model, inputs = model.to(dtype), [x.to(dtype) for x in inputs]
+    pruning = Encoding.parse(weights).pruning
+    pruned = {n: prune(getattr(model, n).weight, pruning) for n in ("middle", "q", "k", "v")}
+    zoomc.compress(model, *inputs, weights=weights)
+    assert {n for n, m in model.named_modules() if isinstance(m, Coded)} == {*pruned}
+    for name, weight in pruned.items():
+        assert torch.equal(getattr(model, name).weight, weight)
+        assert getattr(model.to(torch.float64), name).weight.dtype is torch.float64
+        model.to(dtype)
+    want = model(*inputs)
+    path = tmp_path / "net.safetensors"
+    zoomc.save_compressed(model, path)
+    loaded = zoomc.load_compressed(meta(), path)
+    options = {"fallback": "error", "attention": "keep"}
+    with collect() as records:
+        got = torch.compile(loaded, backend="zoomc", options=options)(*inputs)
+    assert error(got, want) < (1e-5 if dtype is torch.float32 else 0.01)
+    assert {layer.encoding for layer in records[0].trace.layers} == {weights}
+    if "blocks" in weights:  # the CPU's kernels leave blocks out
+        nodes = [n for n in records[0].graph.graph.nodes if n.kwargs.get("kept_steps")]
+        assert nodes
 
 
 def test_casting_a_compressed_model_leaves_its_scales():

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from .kernels.weights import Encoding, encode, pack, prune
-from .kernels.weights.coded import pack_pruned
-from .kernels.weights.op import DECODE
+from .kernels.weights import coded as coded_weight
+from .kernels.weights.op import DECODE, RESTORE
 
 if TYPE_CHECKING:
     _Module = nn.Module
 else:
     _Module = object
+
+KEEP = Encoding("keep")
 
 #: Weights with fewer elements than this are kept: their scales would outweigh what codes save.
 TINY = 1024
@@ -32,7 +34,7 @@ class Coded(_Module):
     """A layer that holds its weight in codes; eager torch decodes it on every call.
 
     Of a pruned weight it holds those that were kept, and a bit for each, or each block, that says
-    so.
+    so; of one that was only pruned, the numbers themselves.
     """
 
     weight_shape: list[int]
@@ -43,6 +45,9 @@ class Coded(_Module):
     @property
     def weight(self) -> torch.Tensor:
         """The weight the codes stand for, in the type the layer had it in."""
+        if self.weight_codes.is_floating_point():
+            parts = self.weight_codes, self.weight_mask
+            return RESTORE(*parts, self.weight_shape, self.weight_encoding)  # type: ignore[no-any-return]
         pruned = (self.weight_mask, self.weight_encoding) if self.weight_encoding else ()
         return DECODE(  # type: ignore[no-any-return]
             self.weight_codes,
@@ -87,7 +92,8 @@ def compress(
             layers that see one row a picture, which take int8, and what codes are chosen by.
             Without any, order of definition tells the ends.
         weights: an encoding for every layer, as the option ``weights`` spells it, or one by name
-            of weight (``{"mid.conv.weight": "int8"}``); layers not named are kept.
+            of weight (``{"mid.conv.weight": "int8"}``); layers not named are kept. ``keep+2:4``
+            and the like leave pruned layers what is not zero, and a mask.
         calibrate: choose codes of a table by what the layers read in that run.
         **kwargs: example inputs by name.
 
@@ -105,6 +111,7 @@ def compress(
     else:
         by_name = {k.removesuffix(".weight"): Encoding.parse(v) for k, v in weights.items()}
         chosen = {name: by_name[name] for name in layers if name in by_name}
+    chosen = {name: encoding for name, encoding in chosen.items() if encoding != KEEP}
     for family in _families(layers, chosen):
         grams = [seen.grams.pop(name) for name in family if name in seen.grams] if seen else []
         _encode_family([layers[name] for name in family], chosen[family[0]], grams)
@@ -140,10 +147,10 @@ def _choose(
     chosen = {}
     for name, module in layers.items():
         shape = module.weight.shape
-        if asked.kind == "keep" or torch.Size(shape).numel() < TINY:
+        if torch.Size(shape).numel() < TINY or module.weight.dtype is torch.float64:
             continue
-        if module.weight.dtype is not torch.float64:
-            chosen[name] = Encoding("int8") if name in gentle else asked
+        milder = KEEP if asked.kind == "keep" else Encoding("int8")
+        chosen[name] = milder if name in gentle else asked
     return chosen
 
 
@@ -217,7 +224,10 @@ def _encode_family(family: list[Layer], encoding: Encoding, grams: list[torch.Te
         if pruning:  # each by itself, so that each keeps the same share, and whole blocks
             weights = [prune(weight, pruning) for weight in weights]
         weight = torch.cat(weights) if len(family) > 1 else weights[0]
-        coded = encode(weight, encoding, gram=gram, pruned=pruning is not None)
+        if encoding.kind == "keep":
+            coded = coded_weight.Coded(weight, None, None, torch.empty(0, device=weight.device))
+        else:
+            coded = encode(weight, encoding, gram=gram, pruned=pruning is not None)
     sizes = [len(module.weight) for module in family]
     nothing = torch.empty(0, dtype=torch.int8, device=weight.device)
     groups = nothing if coded.group_scale is None else coded.group_scale
@@ -228,7 +238,7 @@ def _encode_family(family: list[Layer], encoding: Encoding, grams: list[torch.Te
         weight = module.weight
         codes, mask = coded.codes[rows], None
         if pruning:
-            packed, mask = pack_pruned(codes, coded.table, encoding.code_bits, pruning)
+            packed, mask = coded_weight.pack_pruned(codes, coded.table, encoding.code_bits, pruning)
         else:
             packed = pack(codes, encoding.code_bits)
         become_coded(module, list(weight.shape), weight.dtype, str(encoding) if pruning else "")

@@ -160,8 +160,11 @@ def _consistent(name: str, layer: Mapping[str, Any], tensors: Mapping[str, torch
         return False
     if encoding.pruning is None:
         return False
-    sizes = encoding.code_bits * kept(shape, encoding.pruning), mask_bits(shape, encoding.pruning)
-    return [len(codes), len(mask)] == [-(-bits // 8) for bits in sizes]
+    count, mask_bytes = kept(shape, encoding.pruning), -(-mask_bits(shape, encoding.pruning) // 8)
+    floating = encoding.kind == "keep"
+    size = count if floating else -(-encoding.code_bits * count // 8)
+    sizes = [len(codes), len(mask)] == [size, mask_bytes]
+    return sizes and codes.is_floating_point() == floating
 
 
 def _weight_shape(module: nn.Module) -> Any:

@@ -98,13 +98,14 @@ def pack_pruned(
     """Only the codes that a pruning keeps, packed, and which those are.
 
     Args:
-        codes: of a pruned weight, as in :class:`Coded`.
+        codes: of a pruned weight, as in :class:`Coded`; or the floating weight itself.
         table: the values they stand for, with a zero among them; None where codes are values.
-        code_bits: of a code.
+        code_bits: of a code; 0 leaves a floating weight's values as they are.
         pruning: the weight's.
 
     Returns:
-        1-D uint8 tensors of :func:`kept` codes and of :func:`mask_bits` bits.
+        1-D uint8 tensors of :func:`kept` codes and of :func:`mask_bits` bits; floating values are
+        a 1-D tensor of their own type.
 
     Raises:
         PruningError: more codes stand for something other than zero.
@@ -118,7 +119,9 @@ def pack_pruned(
         raise PruningError(f"a weight of shape {shape} is not pruned by {pruning}: prune it first")
     # Kept weights may round to zero: others stand in for them, so that the count is the same.
     live[(~live).nonzero().flatten()[:spare]] = True
-    return pack(units[live], code_bits), pack(live.to(torch.uint8), 1)
+    left = units[live]
+    packed = pack(left, code_bits) if code_bits else left.flatten()
+    return packed, pack(live.to(torch.uint8), 1)
 
 
 def unpack_pruned(
@@ -129,10 +132,11 @@ def unpack_pruned(
     shape: tuple[int, ...],
     pruning: Pruning,
 ) -> torch.Tensor:
-    """What :func:`pack_pruned` packed, as uint8 of that shape; the others are codes of zero."""
+    """What :func:`pack_pruned` packed, in that shape; the others are codes of zero."""
     live = unpack(mask, 1, (mask_bits(shape, pruning),)).bool()
     size = unit_size(shape, pruning)
     zero = 0 if table is None else int((table == 0).nonzero()[0])
     units = packed.new_full((len(live), size), zero)
-    units[live] = unpack(packed, code_bits, (kept(shape, pruning) // size, size))
+    left = (kept(shape, pruning) // size, size)
+    units[live] = unpack(packed, code_bits, left) if code_bits else packed.view(left)
     return joined(units, shape, pruning)

@@ -114,6 +114,23 @@ UNPACK = declare(
 )
 
 
+def _restore(
+    values: torch.Tensor, mask: torch.Tensor, shape: list[int], encoding: str
+) -> torch.Tensor:
+    pruning = Encoding.parse(encoding).pruning
+    assert pruning is not None
+    return unpack_pruned(values, mask, None, 0, tuple(shape), pruning)
+
+
+#: The weight of that shape of which a pruning left these floating values, see
+#: :func:`.coded.pack_pruned`.
+RESTORE = declare(
+    "restore(Tensor values, Tensor mask, int[] shape, str encoding) -> Tensor",
+    _restore,
+    lambda values, mask, shape, encoding: values.new_empty(shape),
+)
+
+
 def _prune(weight: torch.Tensor, encoding: str) -> torch.Tensor:
     pruning = Encoding.parse(encoding).pruning
     return weight.clone() if pruning is None else prune(weight, pruning)
