@@ -37,6 +37,7 @@ class Coded(_Module):
     so; of one that was only pruned, the numbers themselves.
     """
 
+    weight_codes: torch.Tensor
     weight_shape: list[int]
     weight_dtype: torch.dtype
     #: The spelling of a pruned layer's encoding; else empty.
