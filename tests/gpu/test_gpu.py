@@ -36,16 +36,17 @@ def wide(x: Any) -> Any:
     return [wide(t) for t in x] if isinstance(x, list) and isinstance(x[0], torch.Tensor) else x
 
 
-def kernels(op: str, *args: Any, **kwargs: Any) -> list[tuple[Any, torch.Tensor]]:
+def kernels(op: str, *args: Any, gather: bool = False, **kwargs: Any) -> list[tuple[Any, Any]]:
     """Every candidate of a call with its result; those the GPU has no room for are passed over."""
     from triton.runtime.errors import OutOfResources
     from zoomc.kernels.triton.gpu import detect
-    from zoomc.kernels.triton.kernel import candidates
+    from zoomc.kernels.triton.kernel import candidates, gathering_peaks
     from zoomc.kernels.triton.run import bind, evaluate
     from zoomc.targets.triton.build import Built, as_built, compile_choices
 
     gpu = detect()
-    found = candidates(bind(op, *args, **kwargs), gpu)
+    call = bind(op, *args, **kwargs)
+    found = candidates(gathering_peaks(call) if gather else call, gpu)
     built: Built = {}
     compile_choices(found, gpu, built)  # all at once: one after the other they take minutes
     results = []
@@ -118,6 +119,22 @@ def test_fp32_attention_in_bf16():
     for kernel, got in kernels("zoomc::attention", q, k, v, **arguments):
         error = (got.double() - expected).norm() / expected.norm()
         assert error <= 3e-3, f"{dict(kernel.notes)}: {error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dim", [40, 64])
+@pytest.mark.parametrize("arithmetic", ["keep", "int8"])
+def test_attention_gathers_peaks_by_head(dtype, dim, arithmetic):
+    from zoomc.kernels.triton.run import evaluate
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3 * dim).to(dtype) for n in (300, 77, 77))
+    q[1, 2, dim] = float("nan")  # of the second head
+    arguments = {"heads": 3, "head_dim": dim, "scale": dim**-0.5, "arithmetic": arithmetic}
+    for kernel, got in kernels("zoomc::attention", q, k, v, gather=True, **arguments):
+        peaks, expected = evaluate(kernel, "cuda", "peaks"), kernel.extras["peaks"].of(got)
+        assert peaks.isnan().nonzero().tolist() == [[302, 1]]
+        assert torch.equal(peaks.nan_to_num(), expected.nan_to_num()), dict(kernel.notes)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
