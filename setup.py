@@ -16,6 +16,7 @@ setup(
         for name in (folder, *(f"{folder}.{p}" for p in find_packages(folder)))
     ],
     package_dir={f"zoomc.{folder}": folder for folder in MAPPED},
+    include_package_data=False,  # of data, what package_data names; setuptools warns of any other
     package_data={
         "zoomc": ["py.typed", "assets/**/*"],
         "zoomc.targets.tvm.npu": ["machines/*.toml"],
