@@ -22,6 +22,8 @@ from .micro_amx import PRELUDE, load_tile, products
 
 Expr = Any
 
+_FETCH = "zoomc_fetch"
+
 #: Values of K in a step: a block of channels, and a group of weights that share a scale.
 STEP = 64
 
@@ -68,6 +70,11 @@ class IntegerMicro(Micro):
         args = [*a, offsets, panel, T.Cast("int64", steps), c, accumulate]
         args += [soon] if self.ahead else []
         T.evaluate(T.call_extern("void", self.name, *args))
+
+    def fetch(self, buffer: Any, at: Expr, count: Expr) -> None:
+        """Emit fetches of bytes into the second-level cache; tiles only."""
+        with T.serial(T.floordiv(count, 64)) as line:
+            T.evaluate(T.call_extern("void", _FETCH, T.address_of(buffer[at + line * 64])))
 
 
 def micro(isa: Isa) -> IntegerMicro:
@@ -160,6 +167,12 @@ def _tiles(ahead: int = 0) -> Text:
         "  br i1 %end, label %done, label %loop, !llvm.loop !0",
         "done:",
         *(f"  call void @llvm.x86.tilestored64(i8 {t}, ptr %c{t}, i64 128)" for t, _ in quarters),
+        "  ret void",
+        "}",
+    ]
+    lines += [
+        f"define void @{_FETCH}(ptr %p) #0 {{",
+        "  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 2, i32 1)",
         "  ret void",
         "}",
     ]
