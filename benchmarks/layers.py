@@ -24,7 +24,7 @@ import torch
 import zoomc.kernels.conv2d.op
 import zoomc.kernels.linear.op  # noqa: F401
 from zoomc.kernels.operator import OPERATORS
-from zoomc.kernels.tir.isa import Isa
+from zoomc.kernels.tir.isa import PATHS, Isa
 from zoomc.kernels.tir.isa import isa as choose_isa
 from zoomc.kernels.tir.kernel import Kernel, TensorSpec, lower
 from zoomc.kernels.tir.llvm import attributes
@@ -257,7 +257,7 @@ def fastest(fn: Loaded, seconds: float) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--isa", default="auto")
+    parser.add_argument("--isa", default="auto", choices=["auto", *(p.name for p in PATHS)])
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--weights", default="keep", help="keep, int8 or int4, also +blocks50%%")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -265,6 +265,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.15, help="per layer")
     parser.add_argument("--torch", action="store_true", help="time torch's eager operators too")
     args = parser.parse_args()
+    if not any(args.only in name for name, _, _ in layers()):
+        parser.error(
+            f"no layer's name contains {args.only!r}: {', '.join(name for name, _, _ in layers())}"
+        )
     machine = choose_isa(args.isa, args.threads)
     torch.set_num_threads(args.threads)
     dtype = DTYPES[args.dtype]

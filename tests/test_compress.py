@@ -273,6 +273,11 @@ def test_damaged_files_say_so(tmp_path):
         zoomc.load_compressed(meta(), path)
 
 
+def test_a_file_that_cannot_be_written_says_so(tmp_path):
+    with pytest.raises(CompressedFileError, match="cannot write"):
+        zoomc.save_compressed(nn.Linear(3, 3), tmp_path / "no folder" / "net.safetensors")
+
+
 def test_another_models_file_says_so(tmp_path):
     model, _ = net()
     zoomc.compress(model)

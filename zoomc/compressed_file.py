@@ -31,6 +31,9 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: what :func:`compress` or :func:`load_compressed` returned.
         path: the file.
+
+    Raises:
+        CompressedFileError: if it cannot be written there.
     """
     tensors: dict[str, torch.Tensor] = {}
     taken: set[int] = set()
@@ -41,7 +44,10 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
     layers = {name: _entry(m) for name, m in model.named_modules() if isinstance(m, Coded)}
     sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     header = {"zoomc": _FORMAT, "layers": json.dumps(layers), "checksums": json.dumps(sums)}
-    save_file(tensors, path, metadata=header)
+    try:
+        save_file(tensors, path, metadata=header)
+    except (SafetensorError, OSError) as error:
+        raise CompressedFileError(f"cannot write {str(path)!r}: {error}") from error
     with open(path, "rb") as file:
         os.fsync(file.fileno())  # only what is on the disk can leave the memory of those who map it
 

@@ -55,7 +55,7 @@ class ReportFileError(ZoomcError):
 
 
 class CompressedFileError(ZoomcError):
-    """A file of compressed weights that is missing, damaged, or another model's."""
+    """A file of compressed weights that is missing, damaged, another model's, or unwritable."""
 
 
 __all__ = [

@@ -80,6 +80,8 @@ def _npu_lines(graph: Mapping[str, Any]) -> list[str]:
             f"    simulated  {sum(c['bytes'] for c in counted) / 1e6:.3f} MB moved,"
             f" {sum(c['nanoseconds'] for c in counted) / 1e6:.3f} ms, {joules / 1e6:.3f} mJ"
         )
+    if layers:
+        lines.append("           on the CPU: norm, activation and quantisation before each layer")
     reasons = Counter(row["reason"] for row in npu["on_cpu"])
     lines += [f"    {count:5d}  on the CPU: {reason}" for reason, count in reasons.most_common()]
     return lines

@@ -12,7 +12,7 @@ from PIL import Image
 
 from zoomc.demo import random_pipeline
 from zoomc.zoom import InfiniteZoom, compose
-from zoomc.zoom.errors import ModelOutputError, ResumeError
+from zoomc.zoom.errors import ModelOutputError, ResumeError, SettingsError
 from zoomc.zoom.pipeline import compile_pipeline
 from zoomc.zoom.progress import Reporter
 
@@ -107,6 +107,11 @@ def test_kept_keyframes_serve_other_videos(zoom, told, picture, quick, tmp_path)
     assert not told.steps
     zoom(picture, "a", tmp_path / "z.webp", quick, keyframes=3)
     assert {keyframe for keyframe, *_ in told.steps} == {3}
+
+
+def test_a_misspelt_setting_is_told(zoom, picture, tmp_path):
+    with pytest.raises(SettingsError, match="'keyframe'; did you mean 'keyframes'"):
+        zoom(picture, "a", tmp_path / "z.gif", keyframe=3)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import nearest
 from . import compose
-from .errors import ModelOutputError
+from .errors import ModelOutputError, SettingsError
 from .geometry import Geometry, plan
 from .picture import fit_picture, load_picture
 from .pipeline import (
@@ -132,6 +133,9 @@ class InfiniteZoom:
         Raises:
             ZoomcError: of the kinds in ``zoomc.zoom.errors``.
         """
+        known = [field.name for field in dataclasses.fields(ZoomSettings)]
+        for name in changes.keys() - set(known):
+            raise SettingsError(f"a zoom has no setting {name!r}{nearest(name, known)}")
         settings = dataclasses.replace(settings or self.settings, **changes)
         if settings.guidance is None:
             settings = dataclasses.replace(settings, guidance=self._guidance)

@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import StableDiffusionInpaintPipeline
+from diffusers.utils import is_accelerate_available
 from packaging.version import Version
 from safetensors import SafetensorError
 
@@ -89,7 +90,11 @@ def load_pipeline(source: str | os.PathLike[str], dtype: torch.dtype = torch.flo
     for variant in (None, "fp16"):  # some people keep only the half-size files
         try:
             return StableDiffusionInpaintPipeline.from_pretrained(
-                target, variant=variant, local_files_only=True, **{_DTYPE: dtype}
+                target,
+                variant=variant,
+                local_files_only=True,
+                low_cpu_mem_usage=is_accelerate_available(),  # diffusers warns without
+                **{_DTYPE: dtype},
             )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as failure:
             error = error or failure

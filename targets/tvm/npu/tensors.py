@@ -40,7 +40,10 @@ def job_of(name: str, shapes: Shapes) -> Job:
     if shapes.op not in {"zoomc::conv2d", "zoomc::linear"}:
         raise Unsupported("the NPU multiplies coded weights alone")
     if args["channel_scale"] is None:
-        raise Unsupported('its weights are not coded: choose weights="int4" or "int8"')
+        raise Unsupported(
+            'its weights are not coded: weights="int4" or "int8" does it, but for those that'
+            " encodings lists as keep"
+        )
     if args["weight_only"]:
         raise Unsupported("its activations are not to be quantised")
     if shapes.out.dtype not in {torch.float32, torch.bfloat16}:

@@ -62,6 +62,7 @@ def test_an_sd2_unet_runs_on_the_mobile_npu_and_explain_says_what_it_moved():
     assert report.error < 0.5
     text = str(report)
     assert "npu          mobile" in text and "MB moved" in text
+    assert "on the CPU: norm, activation and quantisation before each layer" in text
 
 
 def test_linears_stay_apart_for_the_machine():
