@@ -20,7 +20,7 @@ from ..tensors import dense, unaliased
 from .library import Compiled
 from .plan import Plan, graph_outputs
 from .relax import Segment
-from .reuse import Watch
+from .reuse import Recent, Watch, tiny
 
 #: In a forked child TVM's worker threads are gone, and waiting for them would never end. TVM keeps
 #: one pool per calling thread, so a fresh thread in the child gets a pool that lives.
@@ -85,6 +85,8 @@ class GraphExecutable:
         self._kept: dict[str, list[torch.Tensor]] = {}
         alone = any(isinstance(step, Segment) and step.alone is not None for step in steps)
         self._watch = Watch() if alone else None
+        #: The same for many values of a tiny input.
+        self._recent: dict[str, Recent] = {}
 
     def _functions(self, code: Any) -> dict[str, Callable[..., Any]]:
         """A virtual machine's function for each segment, by name."""
@@ -127,6 +129,7 @@ class GraphExecutable:
         """Pack the weights as they are now; called again after they changed."""
         self._evaluated.clear()
         self._kept.clear()
+        self._recent.clear()
         for step in self._steps:
             if isinstance(step, Segment):
                 self._packed[step.name] = self._bound[step.name] = []
@@ -151,6 +154,8 @@ class GraphExecutable:
 
         steady = self._watch.steady(list(values.values())) if self._watch else set()
         staying = {self._placeholders[position] for position in steady}
+        same = {self._placeholders[p] for p in self._watch.same} if self._watch else set()
+        lent: list[torch.Tensor] = []
 
         def value(node: fx.Node) -> Any:
             if node not in self._plan.constant:
@@ -163,12 +168,20 @@ class GraphExecutable:
             if isinstance(step, Segment):
                 if step.alone not in staying:
                     self._kept.pop(step.name, None)
-                results = self._kept.get(step.name)
+                results, recent = self._kept.get(step.name), None
+                if step.alone is not None and tiny(step.alone):
+                    recent = self._recent.setdefault(step.name, Recent())
+                    if results is None and step.alone not in same:
+                        results = recent.find(values[step.alone])
                 if results is None:
                     arguments = [as_storage(dense(values[node])) for node in step.inputs]
-                    results = machine[step.name](*arguments, *self._bound[step.name])
+                    results = list(machine[step.name](*arguments, *self._bound[step.name]))
                     if step.alone in staying:
-                        self._kept[step.name] = list(results)
+                        self._kept[step.name] = results
+                    if recent is not None:
+                        recent.keep(values[step.alone], results)
+                if recent is not None:
+                    lent += results
                 for node, result in zip(step.outputs, results, strict=True):
                     values[node] = as_dtype(result, node.meta["val"].dtype)
             else:
@@ -178,7 +191,7 @@ class GraphExecutable:
             for node in self._last_use[index]:
                 values.pop(node, None)
         kept = [tensor for results in self._kept.values() for tensor in results]
-        return unaliased([value(node) for node in self._outputs], [*inputs, *kept])
+        return unaliased([value(node) for node in self._outputs], [*inputs, *kept, *lent])
 
 
 def as_dtype(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -33,8 +33,8 @@ def cross(monkeypatch):
     return build()
 
 
-def build(**options):
-    model = Cross().eval().requires_grad_(False)
+def build(make=Cross, **options):
+    model = make().eval().requires_grad_(False)
     fast = torch.compile(
         model, backend="zoomc", options={"weights": "keep", "fallback": "error", **options}
     )
@@ -148,3 +148,70 @@ def test_what_is_kept_is_neither_little_nor_most_of_the_work():
     _, check, _ = build()
     check(*inputs(0))
     assert check.executable.report["reused"] == {}
+
+
+class Timed(nn.Module):
+    """What a timestep projects to, added to a product of something else."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.keys = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.Linear(32, 32))
+        self.body = nn.Sequential(nn.Linear(48, 64), nn.SiLU(), nn.Linear(64, 32))
+
+    def forward(self, x, t):
+        angles = t.float() * torch.arange(1, 9) / 8
+        shift = self.keys(angles.sin()[None])
+        return self.body(x) + shift, shift
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    monkeypatch.setattr(reuse, "WORTH_TINY", 1)
+    return build(make=Timed)
+
+
+def test_timesteps_that_come_back_are_not_projected_again(timed):
+    _, check, runs = timed
+    x, _ = inputs(0)
+    steps = [torch.tensor(t) for t in (981, 961, 941)]
+    for picture in range(3):
+        for step, t in enumerate(steps):
+            check(x + 10 * picture + step, t.clone())
+    assert runs == [3]
+
+
+def test_a_repeated_call_projects_its_timestep_again(timed):
+    _, check, runs = timed
+    x, _ = inputs(0)
+    for _ in range(3):
+        check(x, torch.tensor(981))
+    assert runs == [3]
+
+
+def test_projections_follow_the_weights_and_are_not_the_callers_to_write(timed):
+    model, check, runs = timed
+    x, _ = inputs(0)
+    for _ in range(2):
+        for t in (7, 5):
+            for result in check(x + t, torch.tensor(t)):
+                result.zero_()
+    assert runs == [2]
+    model.keys[0].weight.mul_(2)
+    for _ in range(2):
+        for t in (7, 5):
+            check(x + t, torch.tensor(t))
+    assert runs == [4]
+
+
+def test_only_so_many_values_are_kept(timed, monkeypatch):
+    monkeypatch.setattr(reuse, "VALUES", 2)
+    _, check, runs = timed
+    x, _ = inputs(0)
+    for t in (1, 2, 3, 1, 3, 1):
+        check(x + t, torch.tensor(t))
+    assert runs == [4]  # 1 was dropped when 3 came
+    monkeypatch.setattr(reuse, "HELD", 0)
+    for t in (4, 5, 4, 5):
+        check(x + t, torch.tensor(t))
+    assert runs == [8]
