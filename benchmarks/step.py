@@ -6,6 +6,7 @@
 Kernels are timed inside the compiled graph, and norms and quantisation by the stamps of the
 kernels they ride in. Norms are group norms' statistics, and layer norms with the quantisation
 that goes row by row with them; quantisation applies group norms and activations on its way.
+What is quantised between the two linears of a feed-forward that runs as one kernel counts there.
 
 A product's floor is the longer of two times: its operations at the rate of products that touch no
 memory (the instruction that the path multiplies with), and its bytes, each read or written once,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import zoomc.kernels.linear.op  # noqa: F401
@@ -68,6 +70,23 @@ def test_weights_that_keep_more_than_they_say_are_refused():
     extra["kept_steps"] -= 1
     with pytest.raises(PruningError, match=r"kept_steps=1 .*prune it by blocks"):
         run(isa(threads=1), LINEAR, torch.randn(2, 256), weight, **extra)
+
+
+@pytest.mark.skipif("amx" not in MACHINES, reason="a path with tiles")
+@pytest.mark.parametrize(
+    ("k", "l1", "chunk", "halves"),
+    [(1664, 48 << 10, 9, 2), (1000, 1 << 20, 16, 2), (1664, 16 << 10, 4, 1)],
+    ids=["several chunks", "one chunk", "no room"],
+)
+def test_codes_decoded_beside_other_products_change_no_sum(k, l1, chunk, halves, monkeypatch):
+    machine = dataclasses.replace(MACHINES["amx"], l1=l1)
+    monkeypatch.setitem(MACHINES, "small", machine)
+    weight, extra = coded((200, k), 4)
+    x = exact((64, k), torch.float32)
+    kernel = lower(bind(LINEAR, x, weight, **unit(extra)), machine)
+    assert kernel.plan.chunk == chunk
+    assert kernel.scratch[-1].numel == machine.threads * halves * chunk * 64 * 32
+    check_exact("small", LINEAR, x, weight, **unit(extra))
 
 
 @settings(max_examples=8, deadline=None)
